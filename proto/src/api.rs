@@ -1,0 +1,147 @@
+//! The vendor routes between agent and seeder: bodies by [`crate::codec`], under `/v2/_shoal/…` and
+//! `/v2/<name>/_shoal/…`.
+//!
+//! | request | body → reply |
+//! |---|---|
+//! | `GET /v2/_shoal/info` | – → [`Info`] |
+//! | `POST /v2/_shoal/join` | [`Join`] → [`Joined`] |
+//! | `POST /v2/<name>/_shoal/pull/<reference>` | [`Pull`] → [`Pulled`] |
+//! | `GET /v2/<name>/_shoal/statement/<digest>` | – → [`Envelope`](crate::envelope::Envelope) |
+//! | `GET /v2/<name>/_shoal/hashes/<digest>` | – → the piece hashes, 32 bytes each |
+//! | `POST /v2/<name>/_shoal/pieces/<digest>` | [`PiecesWanted`] → `length (u32 LE) ‖` [`PiecesGiven`] `‖` the pieces' bytes in the order given |
+//!
+//! Errors are the OCI JSON errors of [`crate::oci`]. A client's own `Authorization` goes along on all of them.
+
+use bincode::{Decode, Encode};
+
+use crate::{
+    ProtocolVersion,
+    digest::Digest,
+    envelope::{ENVELOPE_LEN_MAX, Envelope},
+    message::PeerInfo,
+    signed::{DiscoveryKey, Labels, NodeId, UnixSeconds},
+};
+
+/// Content type of every body but piece hashes.
+pub const CONTENT_TYPE: &str = "application/vnd.shoal.v1";
+/// Largest request body in bytes.
+pub const REQUEST_LEN_MAX: usize = 64 << 10;
+/// Largest reply in bytes, apart from pieces: a [`Pulled`] of an image of a few hundred layers.
+pub const REPLY_LEN_MAX: usize = 1 << 20;
+/// Most pieces in one reply to [`PiecesWanted`].
+pub const PIECES_GIVEN_MAX: u16 = 16;
+
+/// Who the seeder is.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Info {
+    /// What it speaks.
+    pub protocol: ProtocolVersion,
+    /// The fleet's root key: pinned on first use in open mode, checked against the join token else.
+    pub root: [u8; 32],
+    /// The root-signed key set.
+    pub keys: Envelope,
+    /// Whether anybody may join (`--insecure-open`).
+    pub open: bool,
+}
+
+/// A node asks for membership, or for its renewal.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Join {
+    /// Who asks.
+    pub node: NodeId,
+    /// When it signed, so that an overheard request is of no use later.
+    pub time: UnixSeconds,
+    /// The labels that it would like; only an open seeder gives them.
+    pub labels: Labels,
+    /// The join token, or none in open mode and for a renewal.
+    pub token: Option<String>,
+    /// The node key's Ed25519 signature over [`join_bytes`].
+    pub signature: [u8; 64],
+}
+
+/// What [`Join::signature`] covers: `"shoal join\0" ‖ root key ‖ node ‖ time (u64 LE)`.
+#[must_use]
+pub fn join_bytes(root: &[u8; 32], node: &NodeId, time: UnixSeconds) -> Vec<u8> {
+    [b"shoal join\0".as_slice(), root, &node.0, &time.to_le_bytes()].concat()
+}
+
+/// The node is a member.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Joined {
+    /// The signed membership.
+    pub membership: Envelope,
+    /// The newest revocation list, if there is one.
+    pub revocations: Option<Envelope>,
+}
+
+/// A node starts to pull a reference: it asks for all that it needs, and tells where it can be found.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Pull {
+    /// The member's membership.
+    pub membership: Option<Envelope>,
+    /// How others reach it. Addresses other than the request's own source count only where the seeder allows them; a
+    /// port of 0 or an unspecified address means the source address.
+    pub me: PeerInfo,
+}
+
+/// All that a node needs to pull one manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Pulled {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Where a tag was asked for: the signed tag record.
+    pub tag_record: Option<Envelope>,
+    /// Statements of the manifest, its config and its layers (an index has only its own). Missing ones are asked for
+    /// singly: their bytes may not have arrived yet.
+    pub statements: Vec<Envelope>,
+    /// Lets this node, or any member, read those digests.
+    pub capability: Envelope,
+    /// Where each digest's holders are found in the DHT.
+    pub discovery: Vec<Discovery>,
+    /// The key under which a public reference's bundle is found among peers.
+    pub bundle: Option<DiscoveryKey>,
+    /// Signed candidate lists of the image, of the scopes that hold this node.
+    pub candidates: Vec<Envelope>,
+    /// Members recently interested in the image, own region first.
+    pub introductions: Vec<PeerInfo>,
+}
+
+/// Under which keys a digest's holders are found in the DHT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Discovery {
+    /// The digest.
+    pub digest: Digest,
+    /// In the whole fleet.
+    pub key: DiscoveryKey,
+    /// In this node's region.
+    pub region: DiscoveryKey,
+}
+
+/// A node says which pieces it wants and cannot find; the seeder picks among them.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PiecesWanted {
+    /// Who asks.
+    pub node: NodeId,
+    /// Where it stands: pieces least sent to that region go first.
+    pub labels: Labels,
+    /// The pieces it would take ([`HaveSet::to_bytes`](crate::have::HaveSet::to_bytes)).
+    pub want: Vec<u8>,
+    /// At most so many, at most [`PIECES_GIVEN_MAX`].
+    pub max: u16,
+    /// It has made no progress for a while: serve it even what was sent to its region before.
+    pub stalled: bool,
+}
+
+/// The seeder's choice.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PiecesGiven {
+    /// The pieces that follow, whole, in this order.
+    pub pieces: Vec<u32>,
+    /// None was given: peers hold them or are receiving them. Ask again after so many milliseconds if they do not
+    /// come.
+    pub retry_after_ms: u32,
+}
+
+const _: () = assert!(REPLY_LEN_MAX > ENVELOPE_LEN_MAX);
