@@ -1,0 +1,103 @@
+//! Every tunable of the policy: its unit in its name, its default with the reason.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Span;
+
+/// The policy's tunables. Shared by agent and simulator; the defaults are what ships.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// This node's own number for rendezvous hashing ([`Input::PeerKnown`](crate::event::Input::PeerKnown)).
+    pub rank: u64,
+    /// Connections that the node dials towards for a blob that it fetches. Twenty neighbours are within 15 % of the
+    /// optimum at any size of swarm, and cost little to keep informed.
+    pub degree: u32,
+    /// Connections in all; beyond it new dials wait. Bounds sockets and per-peer state.
+    pub connections_max: u32,
+    /// Dials under way at once: enough that some dead peers cost one round, not one each.
+    pub dials_max: u32,
+    /// Nodes that the core remembers, connected or not.
+    pub known_peers_max: u32,
+    /// Pieces asked for at once in all, before measured rates allow more: enough that an uploader's queue is seldom
+    /// empty, few enough that rare pieces do not wait in long queues.
+    pub requests_base: u32,
+    /// Pieces asked for at once in all, whatever the rates.
+    pub requests_max: u32,
+    /// Pieces asked of one peer at once, before its rate allows more: one in transmission, one queued behind it.
+    pub pipeline_base: u32,
+    /// Pieces asked of one peer at once, whatever its rate.
+    pub pipeline_max: u32,
+    /// How far ahead the pipelines reach at the measured rate: covers a round trip and the core's own latency.
+    pub pipeline_ahead: Span,
+    /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on; several, so that
+    /// one slow receiver does not hold the link.
+    pub upload_slots: u32,
+    /// Uploads that wait; more are refused with `Busy`.
+    pub upload_queue_max: u32,
+    /// Uploads that wait for one peer.
+    pub upload_queue_per_peer_max: u32,
+    /// An upload in transmission for longer than this no longer holds a slot: its receiver is the bottleneck.
+    pub upload_slot_span: Span,
+    /// Requests to the seeder under way at once for a blob.
+    pub seeder_requests_max: u32,
+    /// Pieces asked of the seeder in one request.
+    pub seeder_batch: u16,
+    /// Longest wait before the seeder is asked again after it gave nothing.
+    pub seeder_retry_max: Span,
+    /// No piece for so long: cross boundaries that others should cross, tell the seeder so. Plus up to as much again,
+    /// drawn at random, so that not all cross at once.
+    pub progress_timeout: Span,
+    /// A request without a byte for so long is taken back and asked of another.
+    pub request_timeout: Span,
+    /// A request that has taken this many times its peer's usual time per piece is taken back if another can serve it.
+    pub slow_factor: u32,
+    /// News of gained pieces go out at most this often, so that fast transfers batch them.
+    pub have_interval: Span,
+    /// First pause after a failed dial or a refusal; doubles up to `backoff_max`.
+    pub backoff_base: Span,
+    /// Longest pause after failures.
+    pub backoff_max: Span,
+    /// First ban for a bad piece; doubles with each, halves with each span that passes without one.
+    pub ban_base: Span,
+    /// Longest ban.
+    pub ban_max: Span,
+    /// Pause between looks into the DHT for a blob that lacks peers.
+    pub find_interval: Span,
+    /// No source for so long: say that the blob is stalled.
+    pub stalled_after: Span,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            degree: 20,
+            connections_max: 200,
+            dials_max: 8,
+            known_peers_max: 1024,
+            requests_base: 6,
+            requests_max: 64,
+            pipeline_base: 2,
+            pipeline_max: 8,
+            pipeline_ahead: Span::from_millis(20),
+            upload_slots: 4,
+            upload_queue_max: 256,
+            upload_queue_per_peer_max: 16,
+            upload_slot_span: Span::from_secs(5),
+            seeder_requests_max: 2,
+            seeder_batch: 2,
+            seeder_retry_max: Span::from_secs(2),
+            progress_timeout: Span::from_secs(3),
+            request_timeout: Span::from_secs(5),
+            slow_factor: 4,
+            have_interval: Span::from_millis(10),
+            backoff_base: Span::from_millis(250),
+            backoff_max: Span::from_secs(60),
+            ban_base: Span::from_secs(120),
+            ban_max: Span::from_secs(3600),
+            find_interval: Span::from_secs(5),
+            stalled_after: Span::from_secs(30),
+        }
+    }
+}
