@@ -1,0 +1,22 @@
+# Each target first gets the machine ready (.ci/setup says what it does, and does nothing twice).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+ENV = eval "$$(.ci/setup env)"
+.PHONY: help demo test lint
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
+
+demo: ## one seeder and eight agents on loopback, a real image pulled through all of them at once
+	@.ci/setup build
+	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-demo"
+
+test: ## every test; as root it also installs the container runtimes that the tests drive
+	@.ci/setup build test
+	@$(ENV); cargo build --workspace --bins; cargo test --workspace
+
+lint: ## formatting, clippy, docs, licences and duplicate versions
+	@.ci/setup build
+	@$(ENV); cargo fmt --all --check; cargo clippy --workspace --all-targets -- -D warnings
+	@$(ENV); RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps; .ci/deny
