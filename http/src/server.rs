@@ -1,0 +1,147 @@
+//! The accept loop: caps, drain and deadline.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use http::Request;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{body::RequestBody, connection::drive, reply::Reply};
+
+/// Bodies up to this length in bytes stay in hyper: taking a connection apart costs about as much as copying so many.
+pub const SMALL_BODY_MAX: u64 = 64 << 10;
+/// Wait after the system refused a connection (out of file descriptors), so that the loop does not spin meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is on the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The client's address.
+    pub remote: SocketAddr,
+    /// The address that it reached.
+    pub local: SocketAddr,
+}
+
+/// Answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request. The future is dropped when the client goes away: what must not stop half-way runs in a task
+    /// or on a blocking thread.
+    fn call(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> impl Future<Output = Reply> + Send;
+}
+
+/// What a server grants its clients.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Open connections; further ones wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Bytes of a request's head.
+    pub head_len_max: usize,
+    /// Header lines of a request.
+    pub headers_max: usize,
+    /// Longest wait for a request's head, on a new connection as on an idle one.
+    pub idle: Duration,
+    /// Longest time in which a client takes no byte of a body. Generous: a container runtime stops reading while it
+    /// unpacks.
+    pub stall: Duration,
+    /// On shutdown: how long requests in work may take before they are cut off.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            head_len_max: 64 << 10,
+            headers_max: 128,
+            idle: Duration::from_secs(90),
+            stall: Duration::from_secs(300),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves all of `listeners` until `shutdown` resolves; then stops accepting, lets the requests in work finish for
+/// [`Limits::drain`], and cuts off the rest. Returns when every connection is closed.
+///
+/// # Panics
+/// Passes on a panic of a connection's task: an invariant is broken then, and with it whatever the tasks share.
+pub async fn serve<S: Service>(
+    listeners: Vec<TcpListener>,
+    service: Arc<S>,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let limits = Arc::new(limits);
+    let stop = CancellationToken::new();
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let room = connections.len() < limits.connections_max;
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(ended) = connections.join_next() => pass_on(ended),
+            accepted = accept(&listeners), if room => match accepted {
+                Ok((stream, peer)) => {
+                    prepare(&stream);
+                    connections.spawn(drive(stream, peer, Arc::clone(&service), Arc::clone(&limits), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listeners);
+    stop.cancel();
+    let drained = tokio::time::timeout(limits.drain, async {
+        while let Some(ended) = connections.join_next().await {
+            pass_on(ended);
+        }
+    });
+    if drained.await.is_err() {
+        tracing::info!(left = connections.len(), "connections are cut off: their requests outlasted the drain");
+        connections.shutdown().await;
+    }
+}
+
+fn pass_on(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, Peer)> {
+    let (stream, remote) = poll_fn(|cx| {
+        for listener in listeners {
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    })
+    .await?;
+    let local = stream.local_addr()?;
+    Ok((stream, Peer { remote, local }))
+}
+
+/// Best effort: a socket without these options works, only less well.
+fn prepare(stream: &TcpStream) {
+    let nodelay = stream.set_nodelay(true);
+    let keepalive = rustix::net::sockopt::set_socket_keepalive(stream, true);
+    if let (Err(error), _) | (_, Err(error)) = (nodelay, keepalive.map_err(io::Error::from)) {
+        tracing::debug!(%error, "socket options could not be set");
+    }
+}
