@@ -1,1 +1,2 @@
-//! Being built.
+//! The end-to-end tests: one binary, so that what they share is linked once.
+mod tidy;
