@@ -1,2 +1,3 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
+mod clients;
 mod tidy;
