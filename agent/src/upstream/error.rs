@@ -1,0 +1,74 @@
+//! What can go wrong between agent and seeder.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+/// A 401 or 403, to be passed to the client as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenge {
+    /// 401 or 403.
+    pub status: StatusCode,
+    /// The `WWW-Authenticate` lines.
+    pub www_authenticate: Vec<HeaderValue>,
+    /// The seeder's own body (OCI JSON), cut at 64 KiB.
+    pub body: Bytes,
+}
+
+/// Why the seeder did not give what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection, no answer in time, or a 5xx.
+    #[error("the seeder at {url} cannot be reached: {error}")]
+    Unreachable {
+        /// Which seeder.
+        url: String,
+        /// The last attempt's error.
+        error: String,
+    },
+    /// 404.
+    #[error("the seeder at {url} has no {what}")]
+    NotFound {
+        /// Which seeder.
+        url: String,
+        /// The path that was asked for.
+        what: String,
+        /// The seeder's own body (OCI JSON), cut at 64 KiB; empty after a HEAD.
+        body: Bytes,
+    },
+    /// 401 or 403.
+    #[error("the seeder refuses access ({})", .0.status)]
+    Unauthorized(Box<Challenge>),
+    /// 429.
+    #[error("the seeder at {url} is busy{}", retry_after.map_or_else(String::new, |after| format!("; it asks to wait {} s", after.as_secs())))]
+    Refused {
+        /// Which seeder.
+        url: String,
+        /// What it asks for.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that cannot be, or one that was not signed as it should.
+    #[error("the seeder at {url} answers {what} wrongly: {error}")]
+    Protocol {
+        /// Which seeder.
+        url: String,
+        /// The path that was asked for.
+        what: String,
+        /// What is wrong.
+        error: String,
+    },
+}
+
+impl UpstreamError {
+    /// Whether the seeder could not be asked at all, so that what is known without it may stand in.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Refused { .. })
+    }
+}
+
+/// The seconds form of `Retry-After`; the date form is taken as "some time".
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
