@@ -128,6 +128,8 @@ pub struct PiecesWanted {
     pub labels: Labels,
     /// The pieces it would take ([`HaveSet::to_bytes`](crate::have::HaveSet::to_bytes)).
     pub want: Vec<u8>,
+    /// The piece that a client reads next: it goes first if it was sent no more often than others.
+    pub urgent: Option<u32>,
     /// At most so many, at most [`PIECES_GIVEN_MAX`].
     pub max: u16,
     /// It has made no progress for a while: serve it even what was sent to its region before.

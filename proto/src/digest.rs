@@ -20,7 +20,7 @@ pub enum Algorithm {
 impl Algorithm {
     /// Length of a digest in bytes.
     #[must_use]
-    pub const fn len(self) -> usize {
+    pub const fn digest_len(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,
@@ -67,7 +67,7 @@ pub enum DigestError {
 #[derive(Clone, Copy)]
 pub struct Digest {
     algorithm: Algorithm,
-    /// Only the first `algorithm.len()` bytes count; the rest is zero.
+    /// Only the first `algorithm.digest_len()` bytes count; the rest is zero.
     bytes: [u8; 64],
 }
 
@@ -95,7 +95,7 @@ impl Digest {
     /// The hash value: 32 or 64 bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.algorithm.len()]
+        &self.bytes[..self.algorithm.digest_len()]
     }
 
     /// The hash value in lower-case hex, without the algorithm.
@@ -173,11 +173,11 @@ impl FromStr for Digest {
         let (algorithm, value) = s.split_once(':').ok_or(DigestError::Format)?;
         let algorithm: Algorithm = algorithm.parse()?;
         let lower = value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if value.len() != 2 * algorithm.len() || !lower {
+        if value.len() != 2 * algorithm.digest_len() || !lower {
             return Err(DigestError::Hex);
         }
         let mut bytes = [0; 64];
-        hex::decode_to_slice(value, &mut bytes[..algorithm.len()]).map_err(|_| DigestError::Hex)?;
+        hex::decode_to_slice(value, &mut bytes[..algorithm.digest_len()]).map_err(|_| DigestError::Hex)?;
         Ok(Self { algorithm, bytes })
     }
 }

@@ -33,8 +33,13 @@ pub struct Config {
     /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on; several, so that
     /// one slow receiver does not hold the link.
     pub upload_slots: u32,
-    /// Uploads that wait; more are refused with `Busy`.
+    /// Uploads that wait, at most; more are refused with `Busy`.
     pub upload_queue_max: u32,
+    /// Uploads that may wait however slow the uplink is: it must not run dry between two requests.
+    pub upload_queue_base: u32,
+    /// Longest wait that an upload is queued for, by the measured pace: who would wait longer is refused, and asks one
+    /// that has the piece by then.
+    pub upload_wait: Span,
     /// Uploads that wait for one peer.
     pub upload_queue_per_peer_max: u32,
     /// An upload in transmission for longer than this no longer holds a slot: its receiver is the bottleneck.
@@ -43,6 +48,9 @@ pub struct Config {
     pub seeder_requests_max: u32,
     /// Pieces asked of the seeder in one request.
     pub seeder_batch: u16,
+    /// A blob whose image came with introductions waits so long for their first words before the seeder is asked: most
+    /// of what it needs may be near.
+    pub introduction_grace: Span,
     /// Longest wait before the seeder is asked again after it gave nothing.
     pub seeder_retry_max: Span,
     /// No piece for so long: cross boundaries that others should cross, tell the seeder so. Plus up to as much again,
@@ -54,7 +62,11 @@ pub struct Config {
     pub slow_factor: u32,
     /// News of gained pieces go out at most this often, so that fast transfers batch them.
     pub have_interval: Span,
-    /// First pause after a failed dial or a refusal; doubles up to `backoff_max`.
+    /// A peer that is busy is asked again after half the usual time for a piece, but not before this.
+    pub busy_rest_min: Span,
+    /// A busy peer is asked again after this at the latest.
+    pub busy_rest_max: Span,
+    /// First pause after a failed dial or a failure of a peer; doubles up to `backoff_max`.
     pub backoff_base: Span,
     /// Longest pause after failures.
     pub backoff_max: Span,
@@ -81,17 +93,22 @@ impl Default for Config {
             pipeline_base: 2,
             pipeline_max: 8,
             pipeline_ahead: Span::from_millis(20),
-            upload_slots: 4,
+            upload_slots: 2,
             upload_queue_max: 256,
+            upload_queue_base: 4,
+            upload_wait: Span::from_secs(1),
             upload_queue_per_peer_max: 16,
             upload_slot_span: Span::from_secs(5),
             seeder_requests_max: 2,
-            seeder_batch: 2,
+            seeder_batch: 1,
+            introduction_grace: Span::from_millis(300),
             seeder_retry_max: Span::from_secs(2),
             progress_timeout: Span::from_secs(3),
             request_timeout: Span::from_secs(5),
             slow_factor: 4,
             have_interval: Span::from_millis(10),
+            busy_rest_min: Span::from_millis(1),
+            busy_rest_max: Span::from_millis(250),
             backoff_base: Span::from_millis(250),
             backoff_max: Span::from_secs(60),
             ban_base: Span::from_secs(120),

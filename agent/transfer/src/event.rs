@@ -43,6 +43,47 @@ pub enum Failure {
     Violation,
 }
 
+/// A few piece indexes in place, so that news cost no allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    len: u8,
+    pieces: [u32; Self::MAX],
+}
+
+impl Batch {
+    /// Most indexes in one batch.
+    pub const MAX: usize = 12;
+
+    /// The first [`Batch::MAX`] of `pieces`.
+    #[must_use]
+    pub fn first_of(pieces: &[u32]) -> Self {
+        let mut batch = Self { len: 0, pieces: [0; Self::MAX] };
+        for (to, from) in batch.pieces.iter_mut().zip(pieces) {
+            *to = *from;
+            batch.len += 1;
+        }
+        batch
+    }
+
+    /// The indexes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u32] {
+        &self.pieces[..usize::from(self.len)]
+    }
+}
+
+impl Serialize for Batch {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.as_slice().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Batch {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::first_of(&Vec::<u32>::deserialize(deserializer)?))
+    }
+}
+
 /// What has happened. Bytes never come in: the shell hashes, stores, and tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input<'a> {
@@ -61,6 +102,8 @@ pub enum Input<'a> {
         goal: Goal,
         /// Pieces that may be asked for so far: all, or, under a provisional statement, those of its prefix.
         prefix: Option<u32>,
+        /// Known peers that are said to be interested in it; more may come as `PeerIntroduced`.
+        introduced: Cow<'a, [PeerId]>,
     },
     /// A blob is wanted in another way.
     GoalChanged {
@@ -172,10 +215,13 @@ pub enum Input<'a> {
         /// Bytes of its current piece received, offset included.
         bytes: u64,
     },
-    /// A piece is verified and stored; a request to a peer is over with it.
+    /// A piece is verified and stored; a request to a peer is over with it. Counts even if the request was taken back
+    /// meanwhile.
     PieceStored {
         /// The request that brought it.
         request: RequestId,
+        /// The blob.
+        blob: BlobId,
         /// The piece.
         piece: u32,
     },
@@ -259,8 +305,8 @@ pub enum Input<'a> {
 /// What is to be done. Every action that expects an answer carries the id that the answer repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Ask `peer` for a piece from `offset` on. Answered by `Progress`, then one of `PieceStored`, `PieceCorrupt`,
-    /// `FetchFailed`.
+    /// Ask `peer` for a piece, from the first byte on that the shell does not have of it. Answered by `Progress`, then
+    /// one of `PieceStored`, `PieceCorrupt`, `FetchFailed`.
     Fetch {
         /// The request.
         request: RequestId,
@@ -270,8 +316,6 @@ pub enum Action {
         blob: BlobId,
         /// The piece.
         piece: u32,
-        /// The first byte within the piece that is still missing. Not over what the shell has of it.
-        offset: u64,
         /// How urgent.
         #[serde(with = "crate::trace::priority")]
         priority: Priority,
@@ -285,6 +329,8 @@ pub enum Action {
         blob: BlobId,
         /// The pieces, as [`HaveSet::to_bytes`](shoal_proto::have::HaveSet::to_bytes).
         want: Vec<u8>,
+        /// The piece that a reader waits for: it goes first if it may go at all.
+        urgent: Option<u32>,
         /// At most so many.
         max: u16,
         /// No progress for a while.
@@ -308,7 +354,17 @@ pub enum Action {
         #[serde(with = "crate::trace::refuse")]
         reason: RefuseReason,
     },
-    /// Tell `peer` what this node holds.
+    /// Tell `peer` that this node has gained pieces since the last word about the blob.
+    TellGained {
+        /// Whom.
+        peer: PeerId,
+        /// The blob.
+        blob: BlobId,
+        /// Which pieces.
+        pieces: Batch,
+    },
+    /// Tell `peer` all that this node holds of a blob, and that it wants to hear the same. [`Have::All`],
+    /// [`Have::Set`] or [`Have::Gone`].
     TellHave {
         /// Whom.
         peer: PeerId,
@@ -320,11 +376,6 @@ pub enum Action {
     },
     /// Connect to `peer`. Answered by `Connected` or `ConnectFailed`.
     Connect {
-        /// Whom.
-        peer: PeerId,
-    },
-    /// End the connection to `peer`: it is worth less than others. Answered by `Disconnected`.
-    Disconnect {
         /// Whom.
         peer: PeerId,
     },

@@ -108,16 +108,14 @@ impl<I: Id, T> Arena<I, T> {
         I::new(slot, entry.generation)
     }
 
-    /// Stores `value` under an id that the caller chose, and returns what an older generation left there.
-    pub fn place(&mut self, id: I, value: T) -> Option<T> {
+    /// Stores `value` under an id that the caller chose, in place of what may stand there.
+    pub fn place(&mut self, id: I, value: T) {
         while self.slots.len() <= id.slot() {
             self.slots.push(Slot { generation: 0, value: None });
         }
         let entry = &mut self.slots[id.slot()];
         entry.generation = id.generation();
-        let old = entry.value.replace(value);
-        self.len += usize::from(old.is_none());
-        old
+        self.len += usize::from(entry.value.replace(value).is_none());
     }
 
     /// The value of `id`, if it is still there.
@@ -130,6 +128,13 @@ impl<I: Id, T> Arena<I, T> {
     #[must_use]
     pub fn get_mut(&mut self, id: I) -> Option<&mut T> {
         self.slots.get_mut(id.slot()).filter(|slot| slot.generation == id.generation())?.value.as_mut()
+    }
+
+    /// The id that now stands at the slot of `id`, whatever its generation.
+    #[must_use]
+    pub fn occupant(&self, id: I) -> Option<I> {
+        let slot = self.slots.get(id.slot()).filter(|slot| slot.value.is_some())?;
+        Some(I::new(u32::try_from(id.slot()).expect("slots are counted in u32"), slot.generation))
     }
 
     /// Takes the value of `id` out; the id misses from then on.

@@ -22,49 +22,27 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+mod announce;
+mod blob;
+mod boundary;
 pub mod config;
 pub mod event;
+mod fetch;
 pub mod ids;
+mod node;
+mod peers;
+mod picker;
+mod rng;
+mod seeder;
+pub mod stats;
+#[cfg(test)]
+mod tests;
 pub mod time;
 mod trace;
+mod uploads;
 
-use alloc::collections::VecDeque;
-
-use crate::{
-    config::Config,
-    event::{Action, Input},
-    time::Time,
-};
-
-/// One node's policy.
-#[derive(Debug)]
-pub struct Node {
-    config: Config,
-    actions: VecDeque<Action>,
-}
-
-impl Node {
-    /// A node that knows nothing yet. All its randomness comes from `seed`.
-    #[must_use]
-    pub fn new(config: Config, seed: u64, now: Time) -> Self {
-        let _ = (seed, now);
-        Self { config, actions: VecDeque::new() }
-    }
-
-    /// Takes what has happened at `now`.
-    pub fn handle(&mut self, input: Input<'_>, now: Time) {
-        let _ = (input, now, &self.config);
-    }
-
-    /// The next thing to do; to be drained after every [`Node::handle`].
-    pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
-    }
-
-    /// When [`Input::Timeout`] is due; to be asked for after the actions are drained.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Time> {
-        None
-    }
-}
+pub use config::Config;
+pub use node::Node;

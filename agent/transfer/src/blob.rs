@@ -1,0 +1,268 @@
+//! One blob: which pieces are stored, in flight and missing, and who holds what.
+
+use alloc::{boxed::Box, vec, vec::Vec};
+
+use shoal_proto::{
+    have::{Have, HaveSet},
+    layout::{Layout, PieceIndex},
+    signed::Scope,
+};
+
+use crate::{
+    boundary::Boundaries,
+    event::Goal,
+    ids::{PeerId, ReaderId},
+    time::Time,
+};
+
+/// Most peers that are remembered as interested in one blob: several times the degree, so that the dead can be
+/// replaced, and bounded whatever is introduced.
+pub(crate) const CANDIDATES_MAX: usize = 128;
+
+/// What a peer holds of the blob.
+#[derive(Debug)]
+pub(crate) enum Holding {
+    /// Everything.
+    All,
+    /// Some pieces.
+    Some(HaveSet),
+}
+
+/// A peer that has spoken of the blob.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pub(crate) peer: PeerId,
+    pub(crate) scope: Scope,
+    pub(crate) holding: Holding,
+    /// Whether this node has told the peer what it holds.
+    pub(crate) told: bool,
+}
+
+impl Holder {
+    pub(crate) fn word(&self, at: usize) -> u64 {
+        match &self.holding {
+            Holding::All => !0,
+            Holding::Some(set) => set.words()[at],
+        }
+    }
+
+    pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
+        match &self.holding {
+            Holding::All => true,
+            Holding::Some(set) => set.contains(piece),
+        }
+    }
+}
+
+/// How the blob stands with the seeder.
+#[derive(Debug, Default)]
+pub(crate) struct SeederLink {
+    /// Requests under way.
+    pub(crate) open: u32,
+    /// Not to be asked before.
+    pub(crate) next_at: Time,
+    /// Failures in a row.
+    pub(crate) failures: u32,
+}
+
+/// A blob that is fetched or served.
+///
+/// A piece is in exactly one of `have`, `missing`, and the open requests: `in_flight` counts the last.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    pub(crate) layout: Layout,
+    pub(crate) goal: Goal,
+    pub(crate) have: HaveSet,
+    /// Neither stored nor in flight, and allowed by the prefix.
+    pub(crate) missing: HaveSet,
+    pub(crate) in_flight: u32,
+    /// Pieces whose hash is known; all but the last under a provisional statement that has come to its end.
+    prefix: u32,
+    provisional: bool,
+    /// How many peers that lack some piece hold this one.
+    pub(crate) rarity: Box<[u16]>,
+    /// How often this node has served each piece, up to 255.
+    pub(crate) served: Box<[u8]>,
+    pub(crate) complete_holders: u16,
+    pub(crate) holders: Vec<Holder>,
+    /// Peers said to be interested.
+    pub(crate) candidates: Vec<PeerId>,
+    pub(crate) readers: Vec<ReaderId>,
+    pub(crate) boundaries: Boundaries,
+    pub(crate) seeder: SeederLink,
+    /// Gained since the peers were told.
+    pub(crate) news: Vec<u32>,
+    pub(crate) told_at: Time,
+    /// Last piece stored, or opened.
+    pub(crate) progress_at: Time,
+    /// From then on boundaries are crossed that others should cross.
+    pub(crate) cross_at: Time,
+    /// Before then the seeder is not asked, while introduced peers have not spoken.
+    pub(crate) grace_until: Time,
+    pub(crate) find_at: Time,
+    pub(crate) announced: bool,
+    pub(crate) stalled_told: bool,
+}
+
+impl Blob {
+    pub(crate) fn new(layout: Layout, have: HaveSet, goal: Goal, prefix: Option<u32>, now: Time) -> Self {
+        let mut blob = Self {
+            layout,
+            goal,
+            missing: HaveSet::empty(&layout),
+            in_flight: 0,
+            prefix: 0,
+            provisional: prefix.is_some(),
+            rarity: vec![0; layout.pieces() as usize].into(),
+            served: vec![0; layout.pieces() as usize].into(),
+            complete_holders: 0,
+            holders: Vec::new(),
+            candidates: Vec::new(),
+            readers: Vec::new(),
+            boundaries: Boundaries::default(),
+            seeder: SeederLink::default(),
+            news: Vec::new(),
+            told_at: Time::ZERO,
+            progress_at: now,
+            cross_at: now,
+            grace_until: now,
+            find_at: now,
+            announced: !have.is_empty(),
+            stalled_told: false,
+            have,
+        };
+        blob.grow_prefix(prefix.unwrap_or_else(|| layout.pieces()));
+        blob
+    }
+
+    pub(crate) fn fetching(&self) -> bool {
+        matches!(self.goal, Goal::Fetch { .. }) && !self.have.is_complete()
+    }
+
+    pub(crate) fn background(&self) -> bool {
+        self.goal == Goal::Fetch { background: true } && self.readers.is_empty()
+    }
+
+    /// Lets pieces below `prefix` be asked for. The last one waits for the final statement.
+    pub(crate) fn grow_prefix(&mut self, prefix: u32) {
+        let limit = self.layout.pieces().saturating_sub(u32::from(self.provisional));
+        for index in self.prefix..prefix.min(limit) {
+            if let Some(piece) = self.layout.piece(index).filter(|piece| !self.have.contains(*piece)) {
+                self.missing.insert(piece);
+            }
+            self.prefix = index + 1;
+        }
+    }
+
+    pub(crate) fn finalise(&mut self) {
+        self.provisional = false;
+        self.grow_prefix(self.layout.pieces());
+    }
+
+    /// Takes a missing piece into flight.
+    pub(crate) fn take(&mut self, piece: PieceIndex) {
+        assert!(self.missing.remove(piece), "a piece is asked for once at a time");
+        self.in_flight += 1;
+    }
+
+    /// Takes a piece into flight that is stored already, though nobody was asked for it.
+    pub(crate) fn claim(&mut self, piece: PieceIndex) {
+        self.missing.remove(piece);
+        self.in_flight += 1;
+    }
+
+    /// Gives a piece in flight back.
+    pub(crate) fn give_back(&mut self, piece: PieceIndex) {
+        assert!(!self.have.contains(piece) && self.missing.insert(piece), "only a piece in flight is given back");
+        self.in_flight -= 1;
+    }
+
+    /// A piece in flight is stored.
+    pub(crate) fn store(&mut self, piece: PieceIndex) {
+        assert!(self.have.insert(piece) && !self.missing.contains(piece), "only a piece in flight is stored");
+        self.in_flight -= 1;
+        self.news.push(piece.get());
+    }
+
+    pub(crate) fn holder(&self, peer: PeerId) -> Option<usize> {
+        self.holders.iter().position(|holder| holder.peer == peer)
+    }
+
+    /// What this node says of itself.
+    pub(crate) fn own_have(&self) -> Have {
+        if self.have.is_complete() { Have::All } else { Have::Set(self.have.to_bytes()) }
+    }
+
+    /// Replaces what a peer holds; false if the set is not one of this blob.
+    pub(crate) fn set_holding(&mut self, peer: PeerId, scope: Scope, have: &Have) -> bool {
+        let holding = match have {
+            Have::All => Holding::All,
+            Have::Set(bytes) => match HaveSet::from_bytes(&self.layout, bytes) {
+                Ok(set) if set.is_complete() => Holding::All,
+                Ok(set) => Holding::Some(set),
+                Err(_) => return false,
+            },
+            Have::Added(pieces) => return self.add_holding(peer, pieces),
+            Have::Gone => {
+                self.forget_holder(peer);
+                return true;
+            }
+        };
+        let at = self.holder(peer).unwrap_or_else(|| {
+            let empty = Holding::Some(HaveSet::empty(&self.layout));
+            self.holders.push(Holder { peer, scope, holding: empty, told: false });
+            self.holders.len() - 1
+        });
+        self.uncount(at);
+        self.holders[at].holding = holding;
+        self.count(at);
+        true
+    }
+
+    /// Adds pieces to what a peer holds; false if it never told its set or names a piece that the blob lacks.
+    pub(crate) fn add_holding(&mut self, peer: PeerId, pieces: &[u32]) -> bool {
+        let Some(at) = self.holder(peer) else { return false };
+        let mut complete = false;
+        for &index in pieces {
+            let Some(piece) = self.layout.piece(index) else { return false };
+            if let Holding::Some(set) = &mut self.holders[at].holding
+                && set.insert(piece)
+            {
+                self.rarity[piece.as_usize()] += 1;
+                complete |= set.is_complete();
+            }
+        }
+        if complete {
+            self.uncount(at);
+            self.holders[at].holding = Holding::All;
+            self.count(at);
+        }
+        true
+    }
+
+    pub(crate) fn forget_holder(&mut self, peer: PeerId) {
+        if let Some(at) = self.holder(peer) {
+            self.uncount(at);
+            self.holders.swap_remove(at);
+        }
+    }
+
+    fn count(&mut self, at: usize) {
+        match &self.holders[at].holding {
+            Holding::All => self.complete_holders += 1,
+            Holding::Some(set) => set.iter().for_each(|piece| self.rarity[piece.as_usize()] += 1),
+        }
+    }
+
+    fn uncount(&mut self, at: usize) {
+        match &self.holders[at].holding {
+            Holding::All => self.complete_holders -= 1,
+            Holding::Some(set) => set.iter().for_each(|piece| self.rarity[piece.as_usize()] -= 1),
+        }
+    }
+
+    /// Whether no connected peer is known to hold the piece.
+    pub(crate) fn nobody_holds(&self, piece: PieceIndex) -> bool {
+        self.complete_holders == 0 && self.rarity[piece.as_usize()] == 0
+    }
+}

@@ -1,0 +1,363 @@
+//! The node: inputs in, actions out. Each input changes the state of one thing; what follows from it for all others is
+//! worked out once, at the end of [`Node::handle`].
+
+use alloc::{collections::VecDeque, vec::Vec};
+
+use shoal_proto::{
+    have::{Have, HaveSet},
+    layout::Layout,
+};
+
+use crate::{
+    blob::Blob,
+    config::Config,
+    event::{Action, Goal, Input},
+    fetch::Request,
+    ids::{Arena, BlobId, PeerId, ReaderId, RequestId, UploadId},
+    peers::{Link, Peer},
+    rng::SplitMix,
+    stats::Stats,
+    time::{Span, Time},
+    uploads::Upload,
+};
+
+/// A moment that never comes.
+const NEVER: Time = Time::from_nanos(u64::MAX);
+
+/// A client that reads.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) blob: BlobId,
+    pub(crate) at: u32,
+    pub(crate) to: u32,
+}
+
+/// One node's policy. See the crate's documentation for the contract.
+#[derive(Debug)]
+pub struct Node {
+    pub(crate) config: Config,
+    pub(crate) rng: SplitMix,
+    pub(crate) now: Time,
+    pub(crate) blobs: Arena<BlobId, Blob>,
+    pub(crate) peers: Arena<PeerId, Peer>,
+    pub(crate) readers: Arena<ReaderId, Reader>,
+    pub(crate) requests: Arena<RequestId, Request>,
+    pub(crate) uploads: Arena<UploadId, Upload>,
+    /// Uploads that wait for a slot.
+    pub(crate) waiting: Vec<UploadId>,
+    /// Uploads in transmission.
+    pub(crate) sending: Vec<UploadId>,
+    /// How many uploads may wait.
+    pub(crate) queue_limit: usize,
+    /// Time between two uploads' ends while they follow one another, smoothed.
+    pub(crate) upload_pace: Span,
+    pub(crate) uploaded_at: Time,
+    /// Order of arrival of uploads.
+    pub(crate) sequence: u64,
+    /// Blobs with a goal to fetch that are not complete.
+    pub(crate) fetching: Vec<BlobId>,
+    /// Which of them comes first next time.
+    pub(crate) turn: usize,
+    /// Open requests to peers.
+    pub(crate) open_to_peers: u32,
+    /// Bytes a second from peers, smoothed.
+    pub(crate) rate: u64,
+    pub(crate) stored_at: Time,
+    /// Time from asking for a piece to having it, smoothed.
+    pub(crate) usual: Span,
+    pub(crate) writable: bool,
+    /// Nothing is asked for before then: a write failed.
+    pub(crate) pause_until: Time,
+    pub(crate) dial_due: bool,
+    /// When the next timeout is due; some are found void when they come.
+    pub(crate) wake: Time,
+    pub(crate) actions: VecDeque<Action>,
+    pub(crate) stats: Stats,
+}
+
+impl Node {
+    /// A node that knows nothing yet. All its randomness comes from `seed`.
+    #[must_use]
+    pub fn new(config: Config, seed: u64, now: Time) -> Self {
+        let queue_limit = config.upload_queue_max.min(8 * config.upload_queue_base) as usize;
+        Self {
+            config,
+            queue_limit,
+            upload_pace: Span::ZERO,
+            uploaded_at: now,
+            rng: SplitMix::new(seed),
+            now,
+            blobs: Arena::default(),
+            peers: Arena::default(),
+            readers: Arena::default(),
+            requests: Arena::default(),
+            uploads: Arena::default(),
+            waiting: Vec::new(),
+            sending: Vec::new(),
+            sequence: 0,
+            fetching: Vec::new(),
+            turn: 0,
+            open_to_peers: 0,
+            rate: 0,
+            stored_at: now,
+            usual: Span::ZERO,
+            writable: true,
+            pause_until: now,
+            dial_due: false,
+            wake: NEVER,
+            actions: VecDeque::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes what has happened at `now`, which must not be earlier than before; if it is, it counts as before.
+    pub fn handle(&mut self, input: Input<'_>, now: Time) {
+        self.now = now.max(self.now);
+        let settles = !matches!(input, Input::Progress { .. });
+        self.apply(input);
+        if settles {
+            self.upload();
+            self.dial();
+            self.fill();
+        }
+    }
+
+    /// The next thing to do; to be drained after every [`Node::handle`].
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due; to be asked for after the actions are drained.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        (self.wake < NEVER).then_some(self.wake)
+    }
+
+    /// What the node has done so far.
+    #[must_use]
+    pub const fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Whether nothing happens with a blob: no reader, no peer that lacks pieces, nothing to fetch. It may be closed.
+    #[must_use]
+    pub fn is_idle(&self, blob: BlobId) -> bool {
+        self.blobs.get(blob).is_none_or(|blob| !blob.fetching() && blob.readers.is_empty() && blob.holders.is_empty())
+    }
+
+    /// Whether a blob that is fetched could go on but does not: pieces are missing, a connected peer that is neither
+    /// busy nor resting holds one that may be taken, and nothing is asked for. Watchdogs of simulations look for it.
+    #[must_use]
+    pub fn is_deadlocked(&mut self, blob: BlobId) -> bool {
+        let writable = self.writable && self.pause_until <= self.now;
+        writable && self.open_to_peers == 0 && self.has_choice(blob)
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm for each input, each a call")]
+    fn apply(&mut self, input: Input<'_>) {
+        match input {
+            Input::BlobOpened { blob, size, piece_len, have, goal, prefix, introduced } => {
+                if let Some(old) = self.blobs.occupant(blob) {
+                    self.blob_closed(old);
+                }
+                let layout = Layout::with_piece_len(size, piece_len);
+                self.blob_opened(blob, layout, &have, goal, prefix);
+                introduced.iter().for_each(|peer| self.introduced(*peer, blob));
+            }
+            Input::GoalChanged { blob, goal } => self.goal_changed(blob, goal),
+            Input::PrefixGrown { blob, prefix } => self.with_blob(blob, |b| b.grow_prefix(prefix)),
+            Input::Finalised { blob } => self.with_blob(blob, Blob::finalise),
+            Input::BlobClosed { blob } => self.blob_closed(blob),
+            Input::ReaderOpened { reader, blob, from, to } => {
+                if let Some(old) = self.readers.occupant(reader) {
+                    self.reader_closed(old);
+                }
+                if let Some(opened) = self.blobs.get_mut(blob) {
+                    opened.readers.push(reader);
+                    self.readers.place(reader, Reader { blob, at: from, to });
+                }
+            }
+            Input::ReaderMoved { reader, piece } => {
+                if let Some(reader) = self.readers.get_mut(reader) {
+                    reader.at = piece;
+                }
+            }
+            Input::ReaderClosed { reader } => self.reader_closed(reader),
+            Input::Disk { writable } => self.writable = writable,
+            Input::Timeout => self.timeout(),
+            // Ranks of others are of use to shells that build candidate lists; election needs only the lists.
+            Input::PeerKnown { peer, scope, rank: _, fixed } => self.peer_known(peer, scope, fixed),
+            Input::PeerIntroduced { peer, blob } => self.introduced(peer, blob),
+            Input::Connected { peer } => self.connected(peer),
+            Input::ConnectFailed { peer } => self.connect_failed(peer),
+            Input::Disconnected { peer } => self.disconnected(peer),
+            Input::PeerHas { peer, blob, have } => self.peer_has(peer, blob, &have),
+            Input::PeerGained { peer, blob, pieces } => self.peer_gained(peer, blob, &pieces),
+            Input::Candidates { blob, scope, ranks } => {
+                let me = self.config.rank;
+                self.with_blob(blob, |b| b.boundaries.elect(scope, &b.layout, me, &ranks));
+            }
+            Input::Progress { request, bytes: _ } => self.progress(request),
+            Input::PieceStored { request, blob, piece } => self.piece_stored(request, blob, piece),
+            Input::PieceCorrupt { request, piece, sole_sender } => self.piece_corrupt(request, piece, sole_sender),
+            Input::FetchFailed { request, failure } => self.fetch_failed(request, failure),
+            Input::SeederGave { request, pieces } => self.seeder_gave(request, &pieces),
+            Input::SeederDeferred { request, retry_after } => self.seeder_deferred(request, retry_after),
+            Input::SeederDone { request } => {
+                self.end(request);
+            }
+            Input::UploadRequested { upload, peer, blob, piece, priority } => {
+                self.upload_requested(upload, peer, blob, piece, priority);
+            }
+            Input::UploadEnded { upload, bytes } => self.upload_ended(upload, bytes),
+        }
+    }
+
+    fn reader_closed(&mut self, reader: ReaderId) {
+        if let Some(closed) = self.readers.remove(reader) {
+            self.with_blob(closed.blob, |blob| blob.readers.retain(|other| *other != reader));
+        }
+    }
+
+    pub(crate) fn with_blob(&mut self, id: BlobId, change: impl FnOnce(&mut Blob)) {
+        if let Some(blob) = self.blobs.get_mut(id) {
+            change(blob);
+        }
+    }
+
+    fn blob_opened(&mut self, id: BlobId, layout: Layout, have: &Have, goal: Goal, prefix: Option<u32>) {
+        let have = match have {
+            Have::All => HaveSet::full(&layout),
+            Have::Set(bytes) => HaveSet::from_bytes(&layout, bytes).unwrap_or_else(|_| HaveSet::empty(&layout)),
+            Have::Added(_) | Have::Gone => HaveSet::empty(&layout),
+        };
+        let mut blob = Blob::new(layout, have, goal, prefix, self.now);
+        blob.cross_at = self.progress_limit();
+        blob.find_at = self.now + self.config.introduction_grace;
+        let (cross_at, find_at, complete) = (blob.cross_at, blob.find_at, blob.have.is_complete());
+        self.blobs.place(id, blob);
+        if let (Goal::Fetch { .. }, true) = (goal, complete) {
+            self.actions.push_back(Action::Completed { blob: id });
+        }
+        self.goal_changed(id, goal);
+        self.wake_at(cross_at);
+        self.wake_at(find_at);
+    }
+
+    fn goal_changed(&mut self, id: BlobId, goal: Goal) {
+        let Some(blob) = self.blobs.get_mut(id) else { return };
+        blob.goal = goal;
+        let fetching = blob.fetching();
+        self.fetching.retain(|other| *other != id);
+        if fetching {
+            self.fetching.push(id);
+            self.dial_due = true;
+            let up: Vec<PeerId> = self.peers.iter().filter(|(_, p)| p.link == Link::Up).map(|(id, _)| id).collect();
+            for peer in up {
+                self.introduce_self(peer, id);
+            }
+        } else {
+            self.cancel_all(id);
+        }
+    }
+
+    fn cancel_all(&mut self, blob: BlobId) {
+        let ids: Vec<RequestId> = self.requests.iter().filter(|(_, r)| r.blob == blob).map(|(id, _)| id).collect();
+        for id in ids {
+            self.cancel(id);
+        }
+    }
+
+    fn blob_closed(&mut self, id: BlobId) {
+        self.cancel_all(id);
+        self.fetching.retain(|other| *other != id);
+        let Some(blob) = self.blobs.remove(id) else { return };
+        for reader in &blob.readers {
+            self.readers.remove(*reader);
+        }
+        self.tell_gone(id, &blob);
+    }
+
+    fn peer_has(&mut self, peer: PeerId, id: BlobId, have: &Have) {
+        let Some(scope) = self.peers.get(peer).filter(|p| p.link == Link::Up).map(|p| p.scope) else { return };
+        let Some(blob) = self.blobs.get_mut(id) else { return };
+        let told = blob.holder(peer).is_some_and(|at| blob.holders[at].told);
+        if !blob.set_holding(peer, scope, have) {
+            self.ban(peer);
+            return;
+        }
+        if !told && *have != Have::Gone {
+            self.introduce_self(peer, id);
+        }
+    }
+
+    fn peer_gained(&mut self, peer: PeerId, id: BlobId, pieces: &[u32]) {
+        let Some(blob) = self.blobs.get_mut(id) else { return };
+        // News may overtake the end of a subscription; only a piece that cannot be is a lie.
+        let possible = pieces.iter().all(|piece| *piece < blob.layout.pieces());
+        if !possible {
+            self.ban(peer);
+        } else if blob.holder(peer).is_some() {
+            blob.add_holding(peer, pieces);
+        }
+    }
+
+    /// Makes sure that a timeout comes at `at` or before.
+    pub(crate) fn wake_at(&mut self, at: Time) {
+        self.wake = self.wake.min(at);
+    }
+
+    fn timeout(&mut self) {
+        if self.now < self.wake {
+            return;
+        }
+        self.wake = NEVER;
+        self.expire_requests();
+        self.tell_due();
+        self.tell_stalled();
+        self.dial_due = true;
+        let (now, patience) = (self.now, self.patience());
+        let mut wake = self.wake;
+        let mut later = |at: Time| {
+            if at > now {
+                wake = wake.min(at);
+            }
+        };
+        self.requests.iter().for_each(|(_, request)| later(request.last + patience));
+        for blob in self.fetching.iter().filter_map(|id| self.blobs.get(*id)) {
+            let told = if blob.news.is_empty() { now } else { blob.told_at + self.config.have_interval };
+            let stalled = blob.progress_at + self.config.stalled_after;
+            let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.seeder.next_at, told, stalled];
+            dues.into_iter().for_each(&mut later);
+        }
+        self.peers.iter().for_each(|(_, peer)| later(peer.rest_until));
+        later(self.pause_until);
+        self.wake = wake;
+    }
+}
+
+#[cfg(test)]
+impl Node {
+    /// Checks the crate's invariants from outside the code that keeps them.
+    pub(crate) fn check(&self) {
+        for (id, blob) in self.blobs.iter() {
+            let open: usize = self.requests.iter().filter(|(_, r)| r.blob == id).map(|(_, r)| r.in_flight()).sum();
+            assert_eq!(open, blob.in_flight as usize, "pieces in flight are those of open requests");
+            assert!(blob.missing.iter().all(|piece| !blob.have.contains(piece)), "a missing piece is not stored");
+            let known = blob.have.len() + blob.missing.len() + blob.in_flight;
+            assert!(known <= blob.layout.pieces(), "a piece is in one state");
+            let complete = blob.holders.iter().filter(|h| matches!(h.holding, crate::blob::Holding::All)).count();
+            assert_eq!(complete, usize::from(blob.complete_holders));
+            for piece in blob.layout.iter() {
+                let some = |h: &&crate::blob::Holder| {
+                    matches!(&h.holding, crate::blob::Holding::Some(set) if set.contains(piece))
+                };
+                assert_eq!(blob.holders.iter().filter(some).count(), usize::from(blob.rarity[piece.as_usize()]));
+            }
+        }
+        for (id, peer) in self.peers.iter() {
+            let of = |r: &&Request| r.peer() == Some(id);
+            assert_eq!(self.requests.iter().map(|(_, r)| r).filter(of).count(), peer.open as usize);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Peers: what is known of each, whom to dial, whom to leave alone for a while.
+
+use alloc::vec::Vec;
+
+use shoal_proto::signed::Scope;
+
+use crate::{
+    Node,
+    event::Action,
+    ids::{BlobId, PeerId},
+    time::{Span, Time},
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    Down,
+    Dialling,
+    Up,
+}
+
+/// A known peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) scope: Scope,
+    pub(crate) fixed: bool,
+    pub(crate) link: Link,
+    /// Open requests to it: the number of requests that name it.
+    pub(crate) open: u32,
+    /// Bytes a second while it sends, smoothed; 0 until measured.
+    pub(crate) rate: u64,
+    /// When it last finished a piece for us.
+    pub(crate) finished_at: Time,
+    /// Uploads to it in transmission.
+    pub(crate) uploading: u32,
+    /// Uploads to it that wait.
+    pub(crate) queued: u32,
+    /// Bytes served to it.
+    pub(crate) served: u64,
+    /// Failures in a row: dials, timeouts, refusals.
+    pub(crate) failures: u32,
+    /// Not to be dialled or asked before.
+    pub(crate) rest_until: Time,
+    pub(crate) bans: u32,
+    pub(crate) banned_until: Time,
+}
+
+impl Peer {
+    const fn new(scope: Scope, fixed: bool) -> Self {
+        Self {
+            scope,
+            fixed,
+            link: Link::Down,
+            open: 0,
+            rate: 0,
+            finished_at: Time::ZERO,
+            uploading: 0,
+            queued: 0,
+            served: 0,
+            failures: 0,
+            rest_until: Time::ZERO,
+            bans: 0,
+            banned_until: Time::ZERO,
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn peer_known(&mut self, peer: PeerId, scope: Scope, fixed: bool) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.scope = scope;
+            known.fixed |= fixed;
+            return;
+        }
+        if let Some(old) = self.peers.occupant(peer) {
+            self.disconnected(old);
+            self.forget(old);
+        }
+        if self.peers.len() >= self.config.known_peers_max as usize {
+            self.forget_worst();
+        }
+        if self.peers.len() >= self.config.known_peers_max as usize {
+            self.actions.push_back(Action::Forget { peer });
+            return;
+        }
+        self.peers.place(peer, Peer::new(scope, fixed));
+        if fixed {
+            self.dial_due = true;
+        }
+    }
+
+    /// Makes room: the unconnected peer that failed most goes. Banned peers stay, or their bans would go with them.
+    fn forget_worst(&mut self) {
+        let now = self.now;
+        let worst = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.link == Link::Down && !p.fixed && p.banned_until <= now)
+            .max_by_key(|(_, p)| p.failures)
+            .map(|(id, _)| id);
+        if let Some(peer) = worst {
+            self.forget(peer);
+            self.actions.push_back(Action::Forget { peer });
+        }
+    }
+
+    fn forget(&mut self, peer: PeerId) {
+        self.peers.remove(peer);
+        for (_, blob) in self.blobs.iter_mut() {
+            blob.candidates.retain(|candidate| *candidate != peer);
+        }
+    }
+
+    pub(crate) fn connected(&mut self, peer: PeerId) {
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        if known.banned_until > self.now {
+            let span = known.banned_until.since(self.now);
+            self.actions.push_back(Action::Ban { peer, span });
+            return;
+        }
+        known.link = Link::Up;
+        known.failures = 0;
+        let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
+        for blob in blobs {
+            self.introduce_self(peer, blob);
+        }
+    }
+
+    /// Tells a connected peer what this node holds of a blob, once.
+    pub(crate) fn introduce_self(&mut self, peer: PeerId, blob_id: BlobId) {
+        let Some(blob) = self.blobs.get_mut(blob_id) else { return };
+        if let Some(at) = blob.holder(peer) {
+            if core::mem::replace(&mut blob.holders[at].told, true) {
+                return;
+            }
+        } else if !blob.fetching() {
+            return;
+        }
+        let have = blob.own_have();
+        self.actions.push_back(Action::TellHave { peer, blob: blob_id, have });
+    }
+
+    pub(crate) fn connect_failed(&mut self, peer: PeerId) {
+        let now = self.now;
+        let (base, max) = (self.config.backoff_base, self.config.backoff_max);
+        if let Some(known) = self.peers.get_mut(peer).filter(|p| p.link == Link::Dialling) {
+            known.link = Link::Down;
+            known.rest_until = now + backoff(base, max, known.failures);
+            known.failures += 1;
+            let at = known.rest_until;
+            self.stats.dials_failed += 1;
+            self.wake_at(at);
+            self.dial_due = true;
+        }
+    }
+
+    /// The connection is gone: what was asked of the peer is missing again, what it asked is void.
+    pub(crate) fn disconnected(&mut self, peer: PeerId) {
+        let now = self.now;
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        known.link = Link::Down;
+        known.rest_until = now + self.config.backoff_base;
+        let at = known.rest_until;
+        self.wake_at(at);
+        self.drop_requests_of(peer);
+        self.drop_uploads_of(peer);
+        for (_, blob) in self.blobs.iter_mut() {
+            blob.forget_holder(peer);
+        }
+        self.dial_due = true;
+    }
+
+    pub(crate) fn ban(&mut self, peer: PeerId) {
+        let now = self.now;
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        // The count halves with each first-ban span that has passed since the last ban ended.
+        let quiet = now.since(known.banned_until).as_nanos() / self.config.ban_base.as_nanos().max(1);
+        known.bans = known.bans.checked_shr(u32::try_from(quiet).unwrap_or(u32::MAX)).unwrap_or(0);
+        let span = backoff(self.config.ban_base, self.config.ban_max, known.bans);
+        known.bans += 1;
+        known.banned_until = now + span;
+        self.stats.bans += 1;
+        self.disconnected(peer);
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.rest_until = known.banned_until;
+        }
+        self.actions.push_back(Action::Ban { peer, span });
+    }
+
+    /// Leaves a peer alone for a while: it refused, or let a request starve.
+    pub(crate) fn rest(&mut self, peer: PeerId) {
+        let now = self.now;
+        let (base, max) = (self.config.backoff_base, self.config.backoff_max);
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.rest_until = now + backoff(base, max, known.failures);
+            known.failures += 1;
+            let at = known.rest_until;
+            self.wake_at(at);
+        }
+    }
+
+    /// Leaves a busy peer alone until about one of its queue is done.
+    pub(crate) fn rest_briefly(&mut self, peer: PeerId) {
+        let half = Span::from_nanos(self.usual.as_nanos() / 2);
+        let until = self.now + half.max(self.config.busy_rest_min).min(self.config.busy_rest_max);
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.rest_until = until;
+            self.wake_at(until);
+        }
+    }
+
+    pub(crate) fn introduced(&mut self, peer: PeerId, blob_id: BlobId) {
+        let Some(link) = self.peers.get(peer).map(|p| p.link) else { return };
+        let grace = self.now + self.config.introduction_grace;
+        let Some(blob) = self.blobs.get_mut(blob_id) else { return };
+        if blob.candidates.contains(&peer) || blob.candidates.len() >= crate::blob::CANDIDATES_MAX {
+            return;
+        }
+        if blob.candidates.is_empty() && blob.have.is_empty() && blob.seeder.open == 0 {
+            blob.grace_until = grace;
+            self.wake_at(grace);
+        }
+        let blob = self.blobs.get_mut(blob_id).expect("looked up above");
+        blob.candidates.push(peer);
+        if link == Link::Up {
+            self.introduce_self(peer, blob_id);
+        } else {
+            self.dial_due = true;
+        }
+    }
+
+    /// Dials towards the degree for every blob that is fetched.
+    pub(crate) fn dial(&mut self) {
+        if !core::mem::take(&mut self.dial_due) {
+            return;
+        }
+        let (mut dialling, mut links) = (0, 0);
+        for (_, peer) in self.peers.iter() {
+            dialling += u32::from(peer.link == Link::Dialling);
+            links += u32::from(peer.link != Link::Down);
+        }
+        let mut room = self.config.dials_max.saturating_sub(dialling);
+        room = room.min(self.config.connections_max.saturating_sub(links));
+        let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
+        if !blobs.is_empty() {
+            let fixed: Vec<PeerId> = self.peers.iter().filter(|(_, p)| p.fixed).map(|(id, _)| id).collect();
+            room = self.dial_among(&fixed, u32::MAX, room);
+        }
+        for id in blobs {
+            let Some(blob) = self.blobs.get(id) else { continue };
+            let candidates = blob.candidates.clone();
+            let up = |p: &&PeerId| self.peers.get(**p).is_some_and(|p| p.link != Link::Down);
+            let linked = candidates.iter().filter(up).count();
+            let lack = self.config.degree.saturating_sub(u32::try_from(linked).unwrap_or(u32::MAX));
+            room = self.dial_among(&candidates, lack, room);
+        }
+    }
+
+    /// Dials up to `lack` of `peers`, near ones first and random among them; returns the room that is left.
+    fn dial_among(&mut self, peers: &[PeerId], lack: u32, mut room: u32) -> u32 {
+        for _ in 0..lack.min(room) {
+            let (now, rng) = (self.now, &mut self.rng);
+            let next = peers
+                .iter()
+                .filter_map(|id| self.peers.get(*id).map(|peer| (*id, peer)))
+                .filter(|(_, p)| p.link == Link::Down && p.rest_until <= now && p.banned_until <= now)
+                .map(|(id, p)| ((p.failures, p.scope, rng.next()), id))
+                .min();
+            let Some((_, peer)) = next else { break };
+            self.peers.get_mut(peer).expect("found above").link = Link::Dialling;
+            self.actions.push_back(Action::Connect { peer });
+            room -= 1;
+        }
+        room
+    }
+}
+
+/// `base` doubled `times` times, at most `max`.
+pub(crate) fn backoff(base: Span, max: Span, times: u32) -> Span {
+    base.times(1u64.checked_shl(times).unwrap_or(u64::MAX)).min(max)
+}
+

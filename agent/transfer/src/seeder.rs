@@ -1,0 +1,99 @@
+//! The seeder as a source of last resort: asked for what no peer holds, or for anything when peers bring nothing.
+
+use shoal_proto::{
+    have::HaveSet,
+    layout::PieceIndex,
+    signed::Scope,
+};
+
+use crate::{
+    Node,
+    blob::Blob,
+    event::Action,
+    fetch::{Request, Target},
+    ids::{BlobId, RequestId},
+    peers::backoff,
+    time::Span,
+};
+
+impl Node {
+    /// Asks the seeder for what this node wants and cannot find. The seeder picks among it, so that of all who ask
+    /// each gets other pieces.
+    pub(crate) fn ask_seeder(&mut self, id: BlobId) {
+        let now = self.now;
+        let Some(blob) = self.blobs.get(id) else { return };
+        let stalled = now >= blob.cross_at;
+        let heard = blob.holders.len() >= blob.candidates.len().min(4);
+        let waits = now < blob.seeder.next_at || (now < blob.grace_until && !heard);
+        if blob.missing.is_empty() || blob.seeder.open >= self.config.seeder_requests_max || waits {
+            return;
+        }
+        let want = wanted(blob, stalled);
+        if want.is_empty() {
+            return;
+        }
+        let urgent = self.urgent(blob).filter(|piece| want.contains(*piece)).map(PieceIndex::get);
+        let want = want.to_bytes();
+        let target = Target::Seeder { pieces: alloc::vec::Vec::new() };
+        let request =
+            self.requests.insert(Request { blob: id, target, issued: now, last: now, started: false, urgent: false });
+        self.blobs.get_mut(id).expect("looked up above").seeder.open += 1;
+        self.stats.seeder_asks += 1;
+        self.wake_at(now + self.patience());
+        let max = self.config.seeder_batch;
+        self.actions.push_back(Action::AskSeeder { request, blob: id, want, urgent, max, stalled });
+    }
+
+    pub(crate) fn seeder_gave(&mut self, id: RequestId, given: &[u32]) {
+        let Some(request) = self.requests.get_mut(id) else { return };
+        let Some(blob) = self.blobs.get_mut(request.blob) else { return };
+        let Target::Seeder { pieces } = &mut request.target else { return };
+        request.last = self.now;
+        blob.seeder.failures = 0;
+        for &index in given {
+            // What a peer is bringing meanwhile is left to it; the shell drops the seeder's bytes of it.
+            if let Some(piece) = blob.layout.piece(index).filter(|piece| blob.missing.contains(*piece)) {
+                blob.take(piece);
+                pieces.push(index);
+            }
+        }
+    }
+
+    pub(crate) fn seeder_deferred(&mut self, id: RequestId, retry_after: Span) {
+        let Some(blob) = self.requests.get(id).map(|request| request.blob) else { return };
+        self.end(id);
+        self.stats.seeder_deferrals += 1;
+        let at = self.now + retry_after.min(self.config.seeder_retry_max).max(Span::from_millis(1));
+        if let Some(blob) = self.blobs.get_mut(blob) {
+            blob.seeder.next_at = at;
+            blob.seeder.failures = 0;
+        }
+        self.wake_at(at);
+    }
+
+    pub(crate) fn seeder_failed(&mut self, blob: BlobId) {
+        let Some(blob) = self.blobs.get_mut(blob) else { return };
+        let at = self.now + backoff(self.config.backoff_base, self.config.backoff_max, blob.seeder.failures);
+        blob.seeder.failures += 1;
+        blob.seeder.next_at = at;
+        self.wake_at(at);
+    }
+}
+
+/// The missing pieces that no connected peer holds, of those that this node may bring in; all that are missing if
+/// nothing has come for long.
+fn wanted(blob: &Blob, stalled: bool) -> HaveSet {
+    let mut want = blob.missing.clone();
+    if stalled {
+        return want;
+    }
+    let crossing = blob.boundaries.towards(Scope::Fleet);
+    for piece in blob.missing.iter() {
+        let (word, bit) = (piece.as_usize() / 64, 1u64 << (piece.get() % 64));
+        let may = crossing.is_none_or(|crossing| crossing.word(word, &blob.holders) & bit != 0);
+        if !may || !blob.nobody_holds(piece) {
+            want.remove(piece);
+        }
+    }
+    want
+}

@@ -1,0 +1,7 @@
+//! Scenario tests: many nodes in memory, on links of limited rate, in virtual time.
+
+mod chaos;
+mod faults;
+mod mesh;
+mod regions;
+mod swarm;

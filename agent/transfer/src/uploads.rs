@@ -1,0 +1,144 @@
+//! The uploader's schedule: few pieces in transmission at once, the rest queued. A piece that is soon whole can be
+//! passed on; many at once would all be whole late, and every generation of the swarm would wait for all. Of what waits,
+//! the piece that this node has served least goes first: it is the one that others cannot pass on yet.
+
+use alloc::vec::Vec;
+
+use shoal_proto::{
+    layout::PieceIndex,
+    message::{Priority, RefuseReason},
+};
+
+use crate::{
+    Node,
+    event::Action,
+    fetch::smooth,
+    ids::{BlobId, PeerId, UploadId},
+    time::Time,
+};
+
+/// A piece that a peer asked for.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    peer: PeerId,
+    blob: BlobId,
+    piece: PieceIndex,
+    priority: Priority,
+    /// Order of arrival.
+    sequence: u64,
+    asked: Time,
+    /// In transmission since then.
+    started: Option<Time>,
+}
+
+impl Node {
+    pub(crate) fn upload_requested(&mut self, id: UploadId, peer: PeerId, blob: BlobId, piece: u32, priority: Priority) {
+        let held = self.blobs.get(blob).and_then(|b| b.layout.piece(piece).filter(|p| b.have.contains(*p)));
+        let Some(asker) = self.peers.get_mut(peer) else { return };
+        let room = self.waiting.len() < self.queue_limit
+            && asker.queued < self.config.upload_queue_per_peer_max;
+        let (Some(piece), true) = (held, room) else {
+            let reason = if held.is_some() { RefuseReason::Busy } else { RefuseReason::NotHeld };
+            self.stats.refused += 1;
+            self.actions.push_back(Action::Refuse { upload: id, reason });
+            return;
+        };
+        if let Some(old) = self.uploads.occupant(id) {
+            self.upload_ended(old, 0);
+        }
+        let Some(asker) = self.peers.get_mut(peer) else { return };
+        asker.queued += 1;
+        self.sequence += 1;
+        self.uploads.place(id, Upload { peer, blob, piece, priority, sequence: self.sequence, asked: self.now, started: None });
+        self.waiting.push(id);
+    }
+
+    pub(crate) fn upload_ended(&mut self, id: UploadId, bytes: u64) {
+        let Some(upload) = self.uploads.remove(id) else { return };
+        self.stats.served_bytes += bytes;
+        let started = upload.started.is_some();
+        if started {
+            self.pace(upload.started.unwrap_or(self.now), bytes);
+            self.sending.retain(|sending| *sending != id);
+        } else {
+            self.waiting.retain(|waiting| *waiting != id);
+        }
+        if let Some(peer) = self.peers.get_mut(upload.peer) {
+            if started {
+                peer.uploading -= 1;
+            } else {
+                peer.queued -= 1;
+            }
+            peer.served += bytes;
+        }
+    }
+
+    pub(crate) fn drop_uploads_of(&mut self, peer: PeerId) {
+        let of: Vec<UploadId> = self.uploads.iter().filter(|(_, u)| u.peer == peer).map(|(id, _)| id).collect();
+        for id in of {
+            self.upload_ended(id, 0);
+        }
+    }
+
+    /// Learns how fast uploads go, and so how many may wait.
+    fn pace(&mut self, started: Time, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        let busy = self.now.since(started.max(self.uploaded_at));
+        self.uploaded_at = self.now;
+        smooth(&mut self.upload_pace, busy);
+        let fit = self.config.upload_wait.as_nanos() / self.upload_pace.as_nanos().max(1);
+        let (base, max) = (self.config.upload_queue_base as usize, self.config.upload_queue_max as usize);
+        self.queue_limit = usize::try_from(fit).unwrap_or(max).clamp(base.min(max), max);
+    }
+
+    /// Starts uploads while slots are free.
+    pub(crate) fn upload(&mut self) {
+        while !self.waiting.is_empty() && self.slots_taken() < self.config.upload_slots {
+            let key = |id: &UploadId| {
+                let upload = self.uploads.get(*id)?;
+                let peer = self.peers.get(upload.peer)?;
+                // Who has waited long goes first whatever the piece, or pieces served before would wait for ever.
+                let long = self.now.since(upload.asked) >= self.config.upload_wait;
+                let served = if long { 0 } else { self.blobs.get(upload.blob)?.served[upload.piece.as_usize()] };
+                Some((upload.priority, served, peer.uploading, upload.sequence))
+            };
+            let best = self.waiting.iter().enumerate().min_by_key(|(_, id)| key(id)).map(|(at, _)| at);
+            let Some(at) = best else { return };
+            let id = self.waiting.swap_remove(at);
+            let now = self.now;
+            let Some(upload) = self.uploads.get_mut(id) else { continue };
+            upload.started = Some(now);
+            if let Some(blob) = self.blobs.get_mut(upload.blob) {
+                let served = &mut blob.served[upload.piece.as_usize()];
+                *served = served.saturating_add(1);
+            }
+            if let Some(peer) = self.peers.get_mut(upload.peer) {
+                peer.queued -= 1;
+                peer.uploading += 1;
+            }
+            self.sending.push(id);
+            self.stats.served += 1;
+            self.actions.push_back(Action::Serve { upload: id });
+        }
+        if !self.waiting.is_empty() {
+            let oldest = self.sending.iter().filter_map(|id| self.uploads.get(*id)?.started).min();
+            if let Some(oldest) = oldest {
+                let due = oldest + self.config.upload_slot_span;
+                if due > self.now {
+                    self.wake_at(due);
+                }
+            }
+        }
+    }
+
+    /// Slots held: an upload that lasts long is held up by its receiver, and holds none.
+    fn slots_taken(&self) -> u32 {
+        let fresh = |id: &&UploadId| {
+            let started = self.uploads.get(**id).and_then(|upload| upload.started);
+            started.is_some_and(|started| self.now.since(started) < self.config.upload_slot_span)
+        };
+        u32::try_from(self.sending.iter().filter(fresh).count()).unwrap_or(u32::MAX)
+    }
+}
