@@ -1,25 +1,18 @@
 //! Real clients push to the seeder and pull through an agent, and a container is started from what was pulled.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Mutex};
+use std::{net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use shoal_tests::{
-    cluster::Cluster,
+    cluster::{self, Cluster},
     daemons::{self, Containerd, Docker, Podman, Registry, Skopeo},
-    image::real::{self, GREETING, RealImage, Spec},
+    image::real::GREETING,
 };
+
+use crate::images;
 
 /// Programs that the daemons are run with.
 const ISOLATION: [&str; 2] = ["unshare", "runc"];
-
-/// An image that can be started; made once and kept between runs.
-fn small_image() -> Result<RealImage> {
-    // Two tests must not make it at the same time.
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _guard = MAKING.lock();
-    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("small-image");
-    real::build(&cache, &Spec::small(), &|_| {})
-}
 
 /// Where a client pushes and where it pulls.
 #[derive(Clone, Copy)]
@@ -43,8 +36,8 @@ fn greets(output: &str) -> Result<()> {
     Ok(())
 }
 
-async fn docker(registries: Registries, directory: &std::path::Path) -> Result<()> {
-    let image = small_image()?;
+async fn docker(registries: Registries, directory: &Path) -> Result<()> {
+    let image = images::runnable()?;
     let docker = Docker::start(directory).await?;
     let (pushed, pulled) = registries.images("clients/docker:1");
     docker.push(&image.base_file, GREETING, &pushed).await?;
@@ -53,8 +46,8 @@ async fn docker(registries: Registries, directory: &std::path::Path) -> Result<(
     docker.stop().await
 }
 
-async fn containerd(registries: Registries, directory: &std::path::Path) -> Result<()> {
-    let image = small_image()?;
+async fn containerd(registries: Registries, directory: &Path) -> Result<()> {
+    let image = images::runnable()?;
     let containerd = Containerd::start(directory).await?;
     let layout = directory.join("layout");
     image.image.write_layout(&layout, "1")?;
@@ -66,8 +59,8 @@ async fn containerd(registries: Registries, directory: &std::path::Path) -> Resu
     containerd.stop().await
 }
 
-async fn podman(registries: Registries, directory: &std::path::Path) -> Result<()> {
-    let image = small_image()?;
+async fn podman(registries: Registries, directory: &Path) -> Result<()> {
+    let image = images::runnable()?;
     let podman = Podman::new(directory)?;
     let (pushed, pulled) = registries.images("clients/podman:1");
     podman.push(&image.base_file, GREETING, &pushed).await?;
@@ -75,8 +68,8 @@ async fn podman(registries: Registries, directory: &std::path::Path) -> Result<(
     greets(&podman.run(&pulled).await?)
 }
 
-async fn skopeo(registries: Registries, directory: &std::path::Path) -> Result<()> {
-    let image = small_image()?;
+async fn skopeo(registries: Registries, directory: &Path) -> Result<()> {
+    let image = images::runnable()?;
     let (layout, copy) = (directory.join("layout"), directory.join("copy"));
     image.image.write_layout(&layout, "1")?;
     let (pushed, pulled) = registries.images("clients/skopeo:1");
@@ -92,10 +85,19 @@ async fn skopeo(registries: Registries, directory: &std::path::Path) -> Result<(
 /// If this one fails, it is the machine or the harness, not Shoal.
 #[tokio::test]
 async fn the_clients_work_with_a_registry_that_is_not_ours() -> Result<()> {
-    if !daemons::available(&["docker-registry", "dockerd", "containerd", "ctr", "podman", "skopeo", ISOLATION[0], ISOLATION[1]])? {
+    if !daemons::available(&[
+        "docker-registry",
+        "dockerd",
+        "containerd",
+        "ctr",
+        "podman",
+        "skopeo",
+        ISOLATION[0],
+        ISOLATION[1],
+    ])? {
         return Ok(());
     }
-    let directory = tempfile::Builder::new().prefix("shoal-").tempdir()?;
+    let directory = cluster::scratch()?;
     let registry = Registry::start(directory.path()).await?;
     let registries = Registries { push: registry.address(), pull: registry.address() };
     skopeo(registries, &directory.path().join("skopeo")).await.context("skopeo")?;

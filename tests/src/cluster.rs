@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use serde::Deserialize;
 
@@ -247,6 +247,7 @@ pub struct Cluster {
     pub seeder: Daemon,
     /// The agents.
     pub agents: Vec<Daemon>,
+    finished: bool,
     // Last, so that the processes are gone before their directories are.
     directory: tempfile::TempDir,
 }
@@ -266,20 +267,35 @@ impl Cluster {
     /// One of them does not become ready.
     pub async fn start_with(agents: usize, extra: &[&str]) -> Result<Self> {
         let binaries = Binaries::find()?;
-        // Short: unix sockets lie below it, and their paths have at most 107 bytes.
-        let directory = tempfile::Builder::new().prefix("shoal-").tempdir()?;
+        let directory = scratch()?;
         let seeder = Daemon::seeder(&binaries, directory.path(), &[]).await?;
         let address = seeder.addresses().registry;
         let names: Vec<String> = (1..=agents).map(|n| format!("agent{n}")).collect();
         let starts = names.iter().map(|name| Daemon::agent(&binaries, directory.path(), name, address, extra));
         let agents = try_join_all(starts).await?;
-        Ok(Self { seeder, agents, directory })
+        Ok(Self { seeder, agents, finished: false, directory })
     }
 
     /// The private directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Ends a test that went well: every process that still runs has to stop on SIGTERM, in time and with status 0.
+    ///
+    /// # Errors
+    /// One does not.
+    pub async fn finish(mut self) -> Result<()> {
+        let running = self.agents.iter_mut().chain([&mut self.seeder]).filter(|daemon| daemon.process.is_some());
+        let stops = running.map(async |daemon| {
+            let status = daemon.stop().await?;
+            ensure!(status.success(), "{} ended with {status} on SIGTERM", daemon.name);
+            Ok(())
+        });
+        try_join_all(stops).await?;
+        self.finished = true;
+        Ok(())
     }
 
     /// The highest memory peak of all processes that run, in bytes.
@@ -292,12 +308,21 @@ impl Cluster {
 impl Drop for Cluster {
     /// A failing test shows what the processes said last; their files are gone afterwards.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            for daemon in self.agents.iter().chain([&self.seeder]) {
-                crate::report::note(&format!("--- {} said last:\n{}", daemon.name, tail_of(&daemon.log())));
-            }
+        for daemon in self.agents.iter().chain([&self.seeder]).filter(|_| !self.finished) {
+            crate::report::note(&format!("--- {} said last:\n{}", daemon.name, tail_of(&daemon.log())));
         }
     }
+}
+
+/// A private directory for data: on disk rather than in `/tmp`, which is memory on many machines, and short, since the
+/// path of a unix socket below it has at most 107 bytes.
+///
+/// # Errors
+/// It cannot be made.
+pub fn scratch() -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("shoal-");
+    builder.tempdir_in("/var/tmp").or_else(|_| builder.tempdir()).context("make a private directory")
 }
 
 fn tail_of(log: &Path) -> String {

@@ -97,7 +97,8 @@ impl Client {
         headers: &[(&str, &str)],
         body: Body,
     ) -> Result<Response<Incoming>> {
-        let uri = if target.starts_with('/') { format!("http://{}{target}", self.authority) } else { target.to_owned() };
+        let uri =
+            if target.starts_with('/') { format!("http://{}{target}", self.authority) } else { target.to_owned() };
         let mut request = Request::builder().method(method.clone()).uri(&uri);
         for (name, value) in headers {
             request = request.header(*name, *value);

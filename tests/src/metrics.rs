@@ -6,6 +6,18 @@ use anyhow::{Context, Result};
 
 use crate::http::Client;
 
+/// The names that the tests rely on.
+pub mod names {
+    /// Seeder: payload bytes (blobs, pieces, manifests) written to sockets.
+    pub const SEEDER_SENT: &str = "shoal_seeder_payload_bytes_total";
+    /// Agent: verified payload bytes received, by where they came from.
+    pub const AGENT_RECEIVED: &str = "shoal_agent_received_bytes_total";
+    /// Of [`AGENT_RECEIVED`]: from other agents.
+    pub const FROM_PEERS: &str = "from=\"peer\"";
+    /// Of [`AGENT_RECEIVED`]: from the seeder.
+    pub const FROM_SEEDER: &str = "from=\"seeder\"";
+}
+
 /// One reading of a process's metrics: each sample under its name with its labels as they stand.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {

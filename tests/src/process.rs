@@ -40,7 +40,8 @@ impl Process {
         environment: &[(&str, OsString)],
         log: &Path,
     ) -> Result<Self> {
-        let file = File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
+        let file =
+            File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
         let child = Command::new(program)
             .args(arguments)
             .envs(environment.iter().map(|(name, value)| (*name, value)))
@@ -155,7 +156,8 @@ pub async fn run<S: AsRef<OsStr>>(
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {program}"))?;
-    let output = timeout(limit, child.wait_with_output()).await.with_context(|| format!("{program} took over {limit:?}"))??;
+    let output =
+        timeout(limit, child.wait_with_output()).await.with_context(|| format!("{program} took over {limit:?}"))??;
     Ok(Output {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

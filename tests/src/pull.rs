@@ -118,7 +118,7 @@ pub async fn image(client: &Client, repository: &str, reference: &str, options: 
     let mut wanted: Vec<Descriptor> = std::iter::once(manifest.config).chain(manifest.layers).collect();
     wanted.retain(|descriptor| descriptor.urls.is_empty() && seen.insert(descriptor.digest.clone()));
     let pull = Pull { client, repository, options, started };
-    let blobs = stream::iter(&wanted).map(|descriptor| pull.blob(descriptor)).buffered(options.at_once);
+    let blobs = stream::iter(wanted).map(|descriptor| pull.blob(descriptor)).buffered(options.at_once);
     let result: Result<Vec<(u64, Duration)>, Stop> = blobs.try_collect().await;
     let (blobs, stopped) = match result {
         Ok(blobs) => (blobs, false),
@@ -156,7 +156,7 @@ pub async fn manifest(client: &Client, repository: &str, reference: &str, query:
 /// It is not there, or not what its digest says.
 pub async fn blob(client: &Client, repository: &str, digest: &Digest, size: u64, options: &Options) -> Result<u64> {
     let pull = Pull { client, repository, options, started: Instant::now() };
-    match pull.blob(&Descriptor { digest: digest.to_string(), size, urls: Vec::new() }).await {
+    match pull.blob(Descriptor { digest: digest.to_string(), size, urls: Vec::new() }).await {
         Ok((size, _)) => Ok(size),
         Err(Stop::Error(error)) => Err(error),
         Err(Stop::Enough) => bail!("stopped"),
@@ -164,11 +164,11 @@ pub async fn blob(client: &Client, repository: &str, digest: &Digest, size: u64,
 }
 
 impl Pull<'_> {
-    async fn blob(&self, descriptor: &Descriptor) -> Result<(u64, Duration), Stop> {
+    async fn blob(&self, descriptor: Descriptor) -> Result<(u64, Duration), Stop> {
         let mut check = Check { pull: self, hasher: Hasher::new(), size: 0, first: None };
         match self.options.range_len.filter(|_| descriptor.size > 0) {
-            Some(len) => self.in_ranges(descriptor, len, &mut check).await?,
-            None => self.whole(descriptor, &mut check).await?,
+            Some(len) => self.in_ranges(&descriptor, len, &mut check).await?,
+            None => self.whole(&descriptor, &mut check).await?,
         }
         let (digest, size) = (check.hasher.finish(), check.size);
         if size != descriptor.size || digest.to_string() != descriptor.digest {

@@ -20,8 +20,12 @@ const AT_ONCE: usize = 3;
 /// # Errors
 /// The registry refuses, or cannot be reached.
 pub async fn image(client: &Client, repository: &str, tag: &str, image: &Image) -> Result<Digest> {
-    let blobs: Vec<&Blob> = image.blobs().collect();
-    stream::iter(blobs).map(|blob| upload(client, repository, blob)).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    let blobs: Vec<Blob> = image.blobs().cloned().collect();
+    stream::iter(blobs)
+        .map(async |blob| upload(client, repository, &blob).await)
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
     let reply = manifest(client, repository, tag, image.media_type, &image.manifest).await?;
     reply.header("docker-content-digest").parse().context("the reply names no Docker-Content-Digest")
 }

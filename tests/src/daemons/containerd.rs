@@ -35,7 +35,10 @@ impl Containerd {
         wait::until("containerd", DAEMON_TIME_MAX, || {
             let state = process.check();
             let socket = socket.clone();
-            async move { state?; Ok(UnixStream::connect(&socket).await.ok().map(drop)) }
+            async move {
+                state?;
+                Ok(UnixStream::connect(&socket).await.ok().map(drop))
+            }
         })
         .await?;
         let daemon = Self { process, directory };

@@ -29,12 +29,14 @@ impl Registry {
         let at = directory.display();
         let settings = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {at}/data}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{address}\"}}\n"
+             storage: {{filesystem: {{rootdirectory: {at}/data}}, delete: {{enabled: true}}}}\n\
+             validation: {{manifests: {{urls: {{allow: ['^http://']}}}}}}\nhttp: {{addr: \"{address}\"}}\n"
         );
         let config = directory.join("config.yml");
         std::fs::write(&config, settings)?;
         let (program, log) = (Path::new("docker-registry"), directory.join("log"));
-        let mut process = Process::start("docker-registry", program, ["serve".as_ref(), config.as_os_str()], &[], &log)?;
+        let mut process =
+            Process::start("docker-registry", program, ["serve".as_ref(), config.as_os_str()], &[], &log)?;
         let client = Client::new(address.to_string());
         wait::until("docker-registry", DAEMON_TIME_MAX, || {
             let state = process.check();
@@ -52,6 +54,12 @@ impl Registry {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A client of it.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client::new(self.address.to_string())
     }
 
     /// Stops it.

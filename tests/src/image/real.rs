@@ -38,7 +38,7 @@ impl Spec {
     /// An image of at least `compressed_min` bytes in layers of very different sizes, as real images have.
     #[must_use]
     pub fn demo(compressed_min: u64) -> Self {
-        Self { layers_mib: vec![320, 192, 128, 64, 24, 6], compressed_min, debootstrap: true }
+        Self { layers_mib: vec![176, 104, 64, 24, 6], compressed_min, debootstrap: true }
     }
 
     /// A small image that can be started.

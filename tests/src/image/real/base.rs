@@ -28,7 +28,9 @@ pub(super) fn pack(directory: &Path, debootstrap: bool, say: &dyn Fn(&str)) -> R
         say("debootstrap: making a minimal Debian root (once; about a minute)");
         match run_debootstrap(&program, &root) {
             Ok(suite) => what = Some(format!("debootstrap --variant=minbase {suite}")),
-            Err(error) => say(&format!("debootstrap did not work ({error:#}); a small base is made of this machine's programs")),
+            Err(error) => {
+                say(&format!("debootstrap did not work ({error:#}); a small base is made of this machine's programs"))
+            }
         }
     }
     let what = if let Some(what) = what {

@@ -64,7 +64,13 @@ pub(super) fn pack(directory: &Path, name: &str, what: &str, arguments: &[OsStri
     .with_context(|| format!("pack {name}"))?;
     finish("tar", &mut tar, &errors)?;
     finish("gzip", &mut gzip, "")?;
-    Ok(Packed { file: name.to_owned(), digest: digest.to_string(), size, diff_id: diff_id.to_string(), what: what.to_owned() })
+    Ok(Packed {
+        file: name.to_owned(),
+        digest: digest.to_string(),
+        size,
+        diff_id: diff_id.to_string(),
+        what: what.to_owned(),
+    })
 }
 
 fn copy_hashed(mut from: impl Read, mut to: impl Write) -> std::io::Result<(shoal_proto::Digest, u64)> {
@@ -85,7 +91,8 @@ fn copy_hashed(mut from: impl Read, mut to: impl Write) -> std::io::Result<(shoa
 /// Status 1 of `tar` means that a file changed while it was read: its bytes are in the layer all the same.
 fn finish(program: &str, child: &mut Child, errors: &str) -> Result<()> {
     let status = child.wait().with_context(|| format!("wait for {program}"))?;
-    if !status.success() && !(program == "tar" && status.code() == Some(1)) {
+    let changed_while_read = program == "tar" && status.code() == Some(1);
+    if !status.success() && !changed_while_read {
         bail!("{program} ended with {status}: {}", errors.lines().next().unwrap_or_default());
     }
     Ok(())

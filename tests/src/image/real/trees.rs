@@ -18,7 +18,7 @@ const TREES: [&str; 4] = ["/usr/lib", "/usr/share", "/usr/bin", "/usr/include"];
 /// Larger files stay out, so that a layer comes close to the size that was asked for. In bytes.
 const FILE_LEN_MAX: u64 = 96 << 20;
 /// Size before compression of each layer that is added when those asked for do not suffice, in MiB.
-const ADDED_MIB: u64 = 96;
+const ADDED_MIB: u64 = 64;
 /// Layers packed at once: `tar`'s reading and `gzip` of one layer keep about one core busy.
 const AT_ONCE: usize = 2;
 
@@ -30,12 +30,15 @@ pub(super) fn pack(directory: &Path, spec: &Spec, packed: &mut Vec<Packed>, say:
         for mibs in wanted.chunks(AT_ONCE) {
             let first = packed.len();
             let lists: Vec<_> = mibs.iter().map(|mib| files.take(mib << 20)).collect();
-            say(&format!("packing layers {} to {} ({} MiB of files)", first + 1, first + mibs.len(), mibs.iter().sum::<u64>()));
+            say(&format!(
+                "packing layers {} to {} ({} MiB of files)",
+                first + 1,
+                first + mibs.len(),
+                mibs.iter().sum::<u64>()
+            ));
             let layers: Vec<Result<Packed>> = std::thread::scope(|threads| {
-                let jobs: Vec<_> = (first..)
-                    .zip(&lists)
-                    .map(|(n, list)| threads.spawn(move || layer(directory, n, list)))
-                    .collect();
+                let jobs: Vec<_> =
+                    (first..).zip(&lists).map(|(n, list)| threads.spawn(move || layer(directory, n, list))).collect();
                 jobs.into_iter().map(|job| job.join().expect("no panic")).collect()
             });
             for layer in layers {
@@ -73,7 +76,13 @@ fn layer(directory: &Path, number: usize, files: &[PathBuf]) -> Result<Packed> {
         "--verbatim-files-from",
         "--files-from=-",
     ];
-    pack::pack(directory, &format!("layer-{number}.tar.gz"), "public files of /usr", &arguments.map(OsString::from), list)
+    pack::pack(
+        directory,
+        &format!("layer-{number}.tar.gz"),
+        "public files of /usr",
+        &arguments.map(OsString::from),
+        list,
+    )
 }
 
 fn filler(directory: &Path, number: usize, size: u64) -> Result<Packed> {
