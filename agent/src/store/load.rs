@@ -79,7 +79,7 @@ fn bits_of(config: &StoreConfig, digest: &Digest, row: &BlobRow, have: Option<&H
     bits(config, &layout, have)
 }
 
-fn bits(config: &StoreConfig, layout: &Layout, have: Option<&HaveRow>) -> Option<Bits> {
+pub(super) fn bits(config: &StoreConfig, layout: &Layout, have: Option<&HaveRow>) -> Option<Bits> {
     let none = HaveSet::empty(layout);
     let Some(row) = have else { return Some(Bits::of(none.clone(), none.clone(), none)) };
     let set = |bytes: &[u8]| HaveSet::from_bytes(layout, bytes).ok();
