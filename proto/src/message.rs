@@ -240,7 +240,12 @@ pub enum Message {
 
 /// What [`Message::Proof`] signs: `"shoal plain hello\0" ‖ signer ‖ verifier ‖ verifier's nonce ‖ signer's nonce`.
 #[must_use]
-pub fn proof_bytes(signer: &NodeId, verifier: &NodeId, verifiers_nonce: &[u8; 32], signers_nonce: &[u8; 32]) -> Vec<u8> {
+pub fn proof_bytes(
+    signer: &NodeId,
+    verifier: &NodeId,
+    verifiers_nonce: &[u8; 32],
+    signers_nonce: &[u8; 32],
+) -> Vec<u8> {
     [b"shoal plain hello\0".as_slice(), &signer.0, &verifier.0, verifiers_nonce, signers_nonce].concat()
 }
 
@@ -275,7 +280,11 @@ impl FrameHeader {
     pub fn parse(header: [u8; HEADER_LEN]) -> Result<Self, FrameError> {
         let [a, b, c, d, kind] = header;
         let len = u32::from_le_bytes([a, b, c, d]) as usize;
-        if (1..=FRAME_LEN_MAX).contains(&len) { Ok(Self { body_len: len - 1, kind }) } else { Err(FrameError::Length(len)) }
+        if (1..=FRAME_LEN_MAX).contains(&len) {
+            Ok(Self { body_len: len - 1, kind })
+        } else {
+            Err(FrameError::Length(len))
+        }
     }
 }
 

@@ -177,7 +177,8 @@ mod tests {
             assert_eq!(good.parse::<Repository>().unwrap().as_str(), good);
         }
         let long = "a".repeat(256);
-        for bad in ["", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "a_.b", "-a", "a-", "a b", "..", "a/../b", &long] {
+        for bad in ["", "/", "a/", "/a", "a//b", "A", "a..b", "a___b", "a_.b", "-a", "a-", "a b", "..", "a/../b", &long]
+        {
             assert_eq!(bad.parse::<Repository>(), Err(NameError::Repository), "{bad}");
         }
     }

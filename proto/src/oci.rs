@@ -61,7 +61,8 @@ impl std::str::FromStr for UploadId {
     type Err = RouteError;
 
     fn from_str(s: &str) -> Result<Self, RouteError> {
-        let good = (1..=64).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        let good =
+            (1..=64).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if good { Ok(Self(s.to_owned())) } else { Err(RouteError::UploadId) }
     }
 }
@@ -152,7 +153,11 @@ impl Route {
             ("blobs", _) => Ok(Self::Blob(name(before)?, digest(last)?)),
             ("uploads", _) => {
                 let repository = name(before.strip_suffix("/blobs").ok_or(RouteError::NotFound)?)?;
-                if last.is_empty() { Ok(Self::Uploads(repository)) } else { Ok(Self::Upload(repository, last.parse()?)) }
+                if last.is_empty() {
+                    Ok(Self::Uploads(repository))
+                } else {
+                    Ok(Self::Upload(repository, last.parse()?))
+                }
             }
             _ => Err(RouteError::NotFound),
         }

@@ -57,15 +57,13 @@ pub struct Statement {
 }
 
 /// Why a true statement does not fit what was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Misfit {
     /// For another blob.
-    #[error("the statement is about {found}, not {asked}")]
+    #[error("the statement is about {found}, not what was asked for")]
     Digest {
-        /// What was asked for.
-        asked: Digest,
         /// What the statement names.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// Another size than the manifest's descriptor gives.
     #[error("the statement gives {found} bytes, the manifest {asked}")]
@@ -88,7 +86,7 @@ impl Statement {
     /// Another digest or size, or one too large.
     pub fn check(&self, digest: &Digest, size: Option<u64>) -> Result<(), Misfit> {
         if self.digest != *digest {
-            return Err(Misfit::Digest { asked: *digest, found: self.digest });
+            return Err(Misfit::Digest { found: Box::new(self.digest) });
         }
         match size {
             Some(asked) if asked != self.size => Err(Misfit::Size { asked, found: self.size }),
@@ -387,13 +385,4 @@ macro_rules! payloads {
         }
     )*};
 }
-payloads!(
-    Statement,
-    ProvisionalStatement,
-    Membership,
-    Capability,
-    Candidates,
-    TagRecord,
-    KeySet,
-    RevocationList
-);
+payloads!(Statement, ProvisionalStatement, Membership, Capability, Candidates, TagRecord, KeySet, RevocationList);

@@ -225,7 +225,11 @@ mod tests {
                 .iter()
                 .map(|p| {
                     let range = layout.range(p);
-                    piece_hash(&layout, p, &data[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()])
+                    piece_hash(
+                        &layout,
+                        p,
+                        &data[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()],
+                    )
                 })
                 .collect();
             let expected = *blake3::hash(&data).as_bytes();

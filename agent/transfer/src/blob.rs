@@ -76,11 +76,15 @@ pub(crate) struct Blob {
     /// Neither stored nor in flight, and allowed by the prefix.
     pub(crate) missing: HaveSet,
     pub(crate) in_flight: u32,
+    /// Open requests to peers for a piece that a reader waits for.
+    pub(crate) urgent_open: u32,
     /// Pieces whose hash is known; all but the last under a provisional statement that has come to its end.
     prefix: u32,
     provisional: bool,
     /// How many peers that lack some piece hold this one.
     pub(crate) rarity: Box<[u16]>,
+    /// Pieces whose `rarity` is not 0.
+    held: Box<[u64]>,
     /// How often this node has served each piece, up to 255.
     pub(crate) served: Box<[u8]>,
     pub(crate) complete_holders: u16,
@@ -111,9 +115,11 @@ impl Blob {
             goal,
             missing: HaveSet::empty(&layout),
             in_flight: 0,
+            urgent_open: 0,
             prefix: 0,
             provisional: prefix.is_some(),
             rarity: vec![0; layout.pieces() as usize].into(),
+            held: vec![0; layout.pieces().div_ceil(64) as usize].into(),
             served: vec![0; layout.pieces() as usize].into(),
             complete_holders: 0,
             holders: Vec::new(),
@@ -229,6 +235,7 @@ impl Blob {
                 && set.insert(piece)
             {
                 self.rarity[piece.as_usize()] += 1;
+                self.held[piece.as_usize() / 64] |= 1 << (piece.get() % 64);
                 complete |= set.is_complete();
             }
         }
@@ -250,19 +257,30 @@ impl Blob {
     fn count(&mut self, at: usize) {
         match &self.holders[at].holding {
             Holding::All => self.complete_holders += 1,
-            Holding::Some(set) => set.iter().for_each(|piece| self.rarity[piece.as_usize()] += 1),
+            Holding::Some(set) => {
+                set.iter().for_each(|piece| self.rarity[piece.as_usize()] += 1);
+                self.held.iter_mut().zip(set.words()).for_each(|(held, word)| *held |= word);
+            }
         }
     }
 
     fn uncount(&mut self, at: usize) {
         match &self.holders[at].holding {
             Holding::All => self.complete_holders -= 1,
-            Holding::Some(set) => set.iter().for_each(|piece| self.rarity[piece.as_usize()] -= 1),
+            Holding::Some(set) => {
+                for piece in set.iter() {
+                    let count = &mut self.rarity[piece.as_usize()];
+                    *count -= 1;
+                    if *count == 0 {
+                        self.held[piece.as_usize() / 64] &= !(1 << (piece.get() % 64));
+                    }
+                }
+            }
         }
     }
 
-    /// Whether no connected peer is known to hold the piece.
-    pub(crate) fn nobody_holds(&self, piece: PieceIndex) -> bool {
-        self.complete_holders == 0 && self.rarity[piece.as_usize()] == 0
+    /// Pieces of word `at` that no connected peer is known to hold.
+    pub(crate) fn held_by_none(&self, at: usize) -> u64 {
+        if self.complete_holders == 0 { !self.held[at] } else { 0 }
     }
 }

@@ -3,7 +3,8 @@
 //! Ravishankar, "Using name-based mappings to increase hit rates", 1998); the others wait until it is held inside.
 //!
 //! A source that lies beyond several boundaries is judged by the widest one with a list: who brings a piece into the
-//! region brings it into its own zone and site too.
+//! region brings it into its own zone and site too. A candidate that this node has seen go does not count: all that were
+//! connected to it see the same, and elect the same successor at once.
 
 use alloc::{boxed::Box, vec};
 
@@ -11,12 +12,19 @@ use shoal_proto::{layout::Layout, signed::Scope};
 
 use crate::{blob::Holder, rng::mix};
 
-/// The pieces that this node owns in each scope with a candidate list.
+/// One scope's candidates, and the pieces that this node won among them.
+#[derive(Debug)]
+struct List {
+    ranks: Box<[u64]>,
+    owned: Box<[u64]>,
+}
+
+/// The candidate lists of the scopes that hold this node.
 #[derive(Debug, Default)]
 pub(crate) struct Boundaries {
-    site: Option<Box<[u64]>>,
-    zone: Option<Box<[u64]>>,
-    region: Option<Box<[u64]>>,
+    site: Option<List>,
+    zone: Option<List>,
+    region: Option<List>,
 }
 
 /// What may be taken from a source: pieces of `owned` that nobody within `inside` holds.
@@ -27,39 +35,47 @@ pub(crate) struct Crossing<'a> {
 }
 
 impl Boundaries {
-    /// Elects the owners within `scope` among the nodes of these ranks; `me` owns what it wins.
-    pub(crate) fn elect(&mut self, scope: Scope, layout: &Layout, me: u64, ranks: &[u64]) {
-        let mut owned = vec![0u64; layout.pieces().div_ceil(64) as usize].into_boxed_slice();
-        for piece in layout.iter() {
-            let salt = mix(layout.size() ^ mix(u64::from(piece.get())));
-            let weight = |rank: u64| (mix(rank ^ salt), rank);
-            if ranks.contains(&me) && ranks.iter().all(|&rank| weight(rank) <= weight(me)) {
-                owned[piece.as_usize() / 64] |= 1 << (piece.get() % 64);
-            }
+    /// Takes the candidate list of `scope`; an empty one takes the boundary away.
+    pub(crate) fn set(&mut self, scope: Scope, ranks: &[u64]) {
+        let list = (!ranks.is_empty()).then(|| List { ranks: ranks.into(), owned: Box::default() });
+        match scope {
+            Scope::Site => self.site = list,
+            Scope::Zone => self.zone = list,
+            Scope::Region => self.region = list,
+            Scope::Fleet => {}
         }
-        let slot = match scope {
-            Scope::Site => &mut self.site,
-            Scope::Zone => &mut self.zone,
-            Scope::Region => &mut self.region,
-            Scope::Fleet => return,
-        };
-        *slot = (!ranks.is_empty()).then_some(owned);
+    }
+
+    /// Whether the node of that rank is a candidate anywhere.
+    pub(crate) fn names(&self, rank: u64) -> bool {
+        [&self.site, &self.zone, &self.region].into_iter().flatten().any(|list| list.ranks.contains(&rank))
+    }
+
+    /// Elects the owners of all pieces among the candidates that are not `absent`; `me` owns what it wins.
+    pub(crate) fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64]) {
+        for list in [&mut self.site, &mut self.zone, &mut self.region].into_iter().flatten() {
+            let mut owned = vec![0u64; layout.pieces().div_ceil(64) as usize].into_boxed_slice();
+            let present = |rank: &&u64| !absent.contains(*rank);
+            for piece in layout.iter().filter(|_| list.ranks.contains(&me)) {
+                let salt = mix(layout.size() ^ mix(u64::from(piece.get())));
+                let weight = |rank: u64| (mix(rank ^ salt), rank);
+                if list.ranks.iter().filter(present).all(|&rank| weight(rank) <= weight(me)) {
+                    owned[piece.as_usize() / 64] |= 1 << (piece.get() % 64);
+                }
+            }
+            list.owned = owned;
+        }
     }
 
     /// What may be taken from a source that shares `shared` with this node ([`Scope::Fleet`] for the seeder); none if
     /// no boundary with a list lies between.
-    pub(crate) fn towards(&self, shared: Scope) -> Option<Crossing<'_>> {
-        let crossed = |scope: Scope, owned: &'_ Option<Box<[u64]>>| shared > scope && owned.is_some();
-        let (inside, owned) = if crossed(Scope::Region, &self.region) {
-            (Scope::Region, &self.region)
-        } else if crossed(Scope::Zone, &self.zone) {
-            (Scope::Zone, &self.zone)
-        } else if crossed(Scope::Site, &self.site) {
-            (Scope::Site, &self.site)
-        } else {
-            return None;
+    pub(crate) fn towards<'a>(&'a self, shared: Scope) -> Option<Crossing<'a>> {
+        let lists = [(Scope::Region, &self.region), (Scope::Zone, &self.zone), (Scope::Site, &self.site)];
+        let crossed = |(inside, list): (Scope, &'a Option<List>)| {
+            let list = list.as_ref().filter(|_| shared > inside)?;
+            Some(Crossing { owned: &list.owned, inside })
         };
-        owned.as_deref().map(|owned| Crossing { owned, inside })
+        lists.into_iter().find_map(crossed)
     }
 }
 

@@ -94,7 +94,10 @@ impl Node {
 
     /// Whether some piece of the blob could be asked of a peer now.
     pub(crate) fn has_choice(&mut self, id: BlobId) -> bool {
-        self.choose(id).is_some()
+        let rng = self.rng.clone();
+        let choice = self.choose(id);
+        self.rng = rng;
+        choice.is_some()
     }
 
     fn askable(&self, peer: PeerId, piece_len: u64) -> Option<&Peer> {
@@ -145,8 +148,7 @@ impl Node {
 
     /// The first missing piece that any reader will need, if no request for such a piece is open.
     pub(crate) fn urgent(&self, blob: &Blob) -> Option<PieceIndex> {
-        let open = self.requests.iter().any(|(_, r)| r.urgent && self.blobs.get(r.blob).is_some_and(|b| core::ptr::eq(b, blob)));
-        if blob.readers.is_empty() || open {
+        if blob.readers.is_empty() || blob.urgent_open > 0 {
             return None;
         }
         let spans = blob.readers.iter().filter_map(|id| self.readers.get(*id)).map(|reader| (reader.at, reader.to));
@@ -159,6 +161,7 @@ impl Node {
         let crosses = blob.holder(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
         self.stats.crossings += u64::from(stalled && crosses);
         blob.take(piece);
+        blob.urgent_open += u32::from(urgent);
         let priority = match (urgent, blob.background()) {
             (true, _) => Priority::Reader,
             (false, true) => Priority::Background,
@@ -195,7 +198,8 @@ impl Node {
             let Some(blob) = self.blobs.get(id) else { return };
             let idle = |peer: PeerId| self.askable(peer, blob.layout.piece_len()).is_some_and(|p| p.open == 0);
             let near = |scope| blob.boundaries.towards(scope).is_none();
-            let thief = blob.holders.iter().find(|h| h.peer != victim && h.holds(piece) && near(h.scope) && idle(h.peer));
+            let thief =
+                blob.holders.iter().find(|h| h.peer != victim && h.holds(piece) && near(h.scope) && idle(h.peer));
             if let Some(thief) = thief {
                 found = Some((request, thief.peer, piece, open.urgent));
                 break;
@@ -259,6 +263,7 @@ impl Node {
         let len = self.blobs.get(blob_id).map_or(0, |blob| blob.layout.len_of(piece));
         let Some(request) = self.requests.remove(id) else { return };
         let Target::Peer { peer, .. } = request.target else { return };
+        self.with_blob(blob_id, |blob| blob.urgent_open -= u32::from(request.urgent));
         let now = self.now;
         self.open_to_peers -= 1;
         self.stats.pieces_from_peers += 1;
@@ -280,19 +285,21 @@ impl Node {
 
     /// A piece came on a request that was taken back: whoever else was asked for it is asked no more.
     fn claim_late(&mut self, blob_id: BlobId, piece: PieceIndex) {
-        let other = self.requests.iter_mut().find_map(|(id, request)| match &mut request.target {
-            Target::Peer { piece: asked, .. } if request.blob == blob_id && *asked == piece => Some(id),
-            Target::Seeder { pieces } if request.blob == blob_id && pieces.contains(&piece.get()) => {
-                pieces.retain(|given| *given != piece.get());
-                None
+        let mut asked_of_peer = None;
+        for (id, request) in self.requests.iter_mut().filter(|(_, request)| request.blob == blob_id) {
+            match &mut request.target {
+                Target::Peer { piece: asked, .. } if *asked == piece => asked_of_peer = Some(id),
+                Target::Seeder { pieces } if pieces.contains(&piece.get()) => {
+                    pieces.retain(|given| *given != piece.get());
+                    return;
+                }
+                Target::Peer { .. } | Target::Seeder { .. } => {}
             }
-            Target::Peer { .. } | Target::Seeder { .. } => None,
-        });
-        if let Some(other) = other {
+        }
+        if let Some(other) = asked_of_peer {
             self.cancel(other);
         }
-        let blob = self.blobs.get_mut(blob_id).expect("the caller looked it up");
-        blob.claim(piece);
+        self.with_blob(blob_id, |blob| blob.claim(piece));
     }
 
     pub(crate) fn piece_corrupt(&mut self, id: RequestId, piece: u32, sole_sender: bool) {
@@ -364,6 +371,7 @@ impl Node {
                     peer.open -= 1;
                 }
                 if let Some(blob) = blob {
+                    blob.urgent_open -= u32::from(request.urgent);
                     blob.give_back(piece);
                 }
             }

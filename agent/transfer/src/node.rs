@@ -153,7 +153,6 @@ impl Node {
         writable && self.open_to_peers == 0 && self.has_choice(blob)
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each input, each a call")]
     fn apply(&mut self, input: Input<'_>) {
         match input {
             Input::BlobOpened { blob, size, piece_len, have, goal, prefix, introduced } => {
@@ -185,8 +184,7 @@ impl Node {
             Input::ReaderClosed { reader } => self.reader_closed(reader),
             Input::Disk { writable } => self.writable = writable,
             Input::Timeout => self.timeout(),
-            // Ranks of others are of use to shells that build candidate lists; election needs only the lists.
-            Input::PeerKnown { peer, scope, rank: _, fixed } => self.peer_known(peer, scope, fixed),
+            Input::PeerKnown { peer, scope, rank, fixed } => self.peer_known(peer, scope, rank, fixed),
             Input::PeerIntroduced { peer, blob } => self.introduced(peer, blob),
             Input::Connected { peer } => self.connected(peer),
             Input::ConnectFailed { peer } => self.connect_failed(peer),
@@ -194,8 +192,8 @@ impl Node {
             Input::PeerHas { peer, blob, have } => self.peer_has(peer, blob, &have),
             Input::PeerGained { peer, blob, pieces } => self.peer_gained(peer, blob, &pieces),
             Input::Candidates { blob, scope, ranks } => {
-                let me = self.config.rank;
-                self.with_blob(blob, |b| b.boundaries.elect(scope, &b.layout, me, &ranks));
+                self.with_blob(blob, |b| b.boundaries.set(scope, &ranks));
+                self.elect(blob);
             }
             Input::Progress { request, bytes: _ } => self.progress(request),
             Input::PieceStored { request, blob, piece } => self.piece_stored(request, blob, piece),
@@ -349,9 +347,7 @@ impl Node {
             let complete = blob.holders.iter().filter(|h| matches!(h.holding, crate::blob::Holding::All)).count();
             assert_eq!(complete, usize::from(blob.complete_holders));
             for piece in blob.layout.iter() {
-                let some = |h: &&crate::blob::Holder| {
-                    matches!(&h.holding, crate::blob::Holding::Some(set) if set.contains(piece))
-                };
+                let some = |h: &&crate::blob::Holder| matches!(&h.holding, crate::blob::Holding::Some(set) if set.contains(piece));
                 assert_eq!(blob.holders.iter().filter(some).count(), usize::from(blob.rarity[piece.as_usize()]));
             }
         }

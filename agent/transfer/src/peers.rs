@@ -22,6 +22,10 @@ pub(crate) enum Link {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) scope: Scope,
+    /// Its number for rendezvous hashing.
+    pub(crate) rank: u64,
+    /// Its connection ended or a dial failed, and it has not been back since.
+    pub(crate) absent: bool,
     pub(crate) fixed: bool,
     pub(crate) link: Link,
     /// Open requests to it: the number of requests that name it.
@@ -45,9 +49,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    const fn new(scope: Scope, fixed: bool) -> Self {
+    const fn new(scope: Scope, rank: u64, fixed: bool) -> Self {
         Self {
             scope,
+            rank,
+            absent: false,
             fixed,
             link: Link::Down,
             open: 0,
@@ -65,7 +71,7 @@ impl Peer {
 }
 
 impl Node {
-    pub(crate) fn peer_known(&mut self, peer: PeerId, scope: Scope, fixed: bool) {
+    pub(crate) fn peer_known(&mut self, peer: PeerId, scope: Scope, rank: u64, fixed: bool) {
         if let Some(known) = self.peers.get_mut(peer) {
             known.scope = scope;
             known.fixed |= fixed;
@@ -82,7 +88,7 @@ impl Node {
             self.actions.push_back(Action::Forget { peer });
             return;
         }
-        self.peers.place(peer, Peer::new(scope, fixed));
+        self.peers.place(peer, Peer::new(scope, rank, fixed));
         if fixed {
             self.dial_due = true;
         }
@@ -119,6 +125,7 @@ impl Node {
         }
         known.link = Link::Up;
         known.failures = 0;
+        self.set_absent(peer, false);
         let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
         for blob in blobs {
             self.introduce_self(peer, blob);
@@ -149,8 +156,28 @@ impl Node {
             let at = known.rest_until;
             self.stats.dials_failed += 1;
             self.wake_at(at);
+            self.set_absent(peer, true);
             self.dial_due = true;
         }
+    }
+
+    /// Notes whether a peer is there; where it is a candidate, owners are elected anew.
+    fn set_absent(&mut self, peer: PeerId, absent: bool) {
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        if core::mem::replace(&mut known.absent, absent) == absent {
+            return;
+        }
+        let rank = known.rank;
+        let named: Vec<BlobId> =
+            self.blobs.iter().filter(|(_, blob)| blob.boundaries.names(rank)).map(|(id, _)| id).collect();
+        named.into_iter().for_each(|blob| self.elect(blob));
+    }
+
+    /// Elects the owners of a blob's pieces among the candidates that are there.
+    pub(crate) fn elect(&mut self, blob: BlobId) {
+        let absent: Vec<u64> = self.peers.iter().filter(|(_, p)| p.absent).map(|(_, p)| p.rank).collect();
+        let me = self.config.rank;
+        self.with_blob(blob, |blob| blob.boundaries.elect(&blob.layout, me, &absent));
     }
 
     /// The connection is gone: what was asked of the peer is missing again, what it asked is void.
@@ -163,6 +190,7 @@ impl Node {
         self.wake_at(at);
         self.drop_requests_of(peer);
         self.drop_uploads_of(peer);
+        self.set_absent(peer, true);
         for (_, blob) in self.blobs.iter_mut() {
             blob.forget_holder(peer);
         }
@@ -278,4 +306,3 @@ impl Node {
 pub(crate) fn backoff(base: Span, max: Span, times: u32) -> Span {
     base.times(1u64.checked_shl(times).unwrap_or(u64::MAX)).min(max)
 }
-

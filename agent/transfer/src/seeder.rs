@@ -1,10 +1,8 @@
 //! The seeder as a source of last resort: asked for what no peer holds, or for anything when peers bring nothing.
 
-use shoal_proto::{
-    have::HaveSet,
-    layout::PieceIndex,
-    signed::Scope,
-};
+use alloc::vec::Vec;
+
+use shoal_proto::{layout::PieceIndex, signed::Scope};
 
 use crate::{
     Node,
@@ -28,13 +26,15 @@ impl Node {
         if blob.missing.is_empty() || blob.seeder.open >= self.config.seeder_requests_max || waits {
             return;
         }
-        let want = wanted(blob, stalled);
-        if want.is_empty() {
+        let words = blob.missing.words().len();
+        if (0..words).all(|at| wanted(blob, at, stalled) == 0) {
             return;
         }
-        let urgent = self.urgent(blob).filter(|piece| want.contains(*piece)).map(PieceIndex::get);
-        let want = want.to_bytes();
-        let target = Target::Seeder { pieces: alloc::vec::Vec::new() };
+        let wants = |piece: &PieceIndex| wanted(blob, piece.as_usize() / 64, stalled) >> (piece.get() % 64) & 1 == 1;
+        let urgent = self.urgent(blob).filter(wants).map(PieceIndex::get);
+        let mut want: Vec<u8> = (0..words).flat_map(|at| wanted(blob, at, stalled).to_le_bytes()).collect();
+        want.truncate(blob.layout.pieces().div_ceil(8) as usize);
+        let target = Target::Seeder { pieces: Vec::new() };
         let request =
             self.requests.insert(Request { blob: id, target, issued: now, last: now, started: false, urgent: false });
         self.blobs.get_mut(id).expect("looked up above").seeder.open += 1;
@@ -80,20 +80,13 @@ impl Node {
     }
 }
 
-/// The missing pieces that no connected peer holds, of those that this node may bring in; all that are missing if
-/// nothing has come for long.
-fn wanted(blob: &Blob, stalled: bool) -> HaveSet {
-    let mut want = blob.missing.clone();
-    if stalled {
-        return want;
+/// The missing pieces of word `at` that no connected peer holds, of those that this node may bring in; all that are
+/// missing if nothing has come for long.
+fn wanted(blob: &Blob, at: usize, stalled: bool) -> u64 {
+    let missing = blob.missing.words()[at];
+    if stalled || missing == 0 {
+        return missing;
     }
-    let crossing = blob.boundaries.towards(Scope::Fleet);
-    for piece in blob.missing.iter() {
-        let (word, bit) = (piece.as_usize() / 64, 1u64 << (piece.get() % 64));
-        let may = crossing.is_none_or(|crossing| crossing.word(word, &blob.holders) & bit != 0);
-        if !may || !blob.nobody_holds(piece) {
-            want.remove(piece);
-        }
-    }
-    want
+    let mine = blob.boundaries.towards(Scope::Fleet).map_or(!0, |crossing| crossing.word(at, &blob.holders));
+    missing & blob.held_by_none(at) & mine
 }

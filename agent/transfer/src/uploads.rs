@@ -32,11 +32,17 @@ pub(crate) struct Upload {
 }
 
 impl Node {
-    pub(crate) fn upload_requested(&mut self, id: UploadId, peer: PeerId, blob: BlobId, piece: u32, priority: Priority) {
+    pub(crate) fn upload_requested(
+        &mut self,
+        id: UploadId,
+        peer: PeerId,
+        blob: BlobId,
+        piece: u32,
+        priority: Priority,
+    ) {
         let held = self.blobs.get(blob).and_then(|b| b.layout.piece(piece).filter(|p| b.have.contains(*p)));
         let Some(asker) = self.peers.get_mut(peer) else { return };
-        let room = self.waiting.len() < self.queue_limit
-            && asker.queued < self.config.upload_queue_per_peer_max;
+        let room = self.waiting.len() < self.queue_limit && asker.queued < self.config.upload_queue_per_peer_max;
         let (Some(piece), true) = (held, room) else {
             let reason = if held.is_some() { RefuseReason::Busy } else { RefuseReason::NotHeld };
             self.stats.refused += 1;
@@ -49,7 +55,8 @@ impl Node {
         let Some(asker) = self.peers.get_mut(peer) else { return };
         asker.queued += 1;
         self.sequence += 1;
-        self.uploads.place(id, Upload { peer, blob, piece, priority, sequence: self.sequence, asked: self.now, started: None });
+        self.uploads
+            .place(id, Upload { peer, blob, piece, priority, sequence: self.sequence, asked: self.now, started: None });
         self.waiting.push(id);
     }
 

@@ -39,11 +39,8 @@ fn input() -> impl Strategy<Value = Input<'static>> {
     let blob = id::<BlobId>;
     let peer = id::<PeerId>;
     let request = id::<RequestId>;
-    let goal = prop_oneof![
-        Just(Goal::Serve),
-        Just(Goal::Fetch { background: false }),
-        Just(Goal::Fetch { background: true })
-    ];
+    let goal =
+        prop_oneof![Just(Goal::Serve), Just(Goal::Fetch { background: false }), Just(Goal::Fetch { background: true })];
     let scope = || prop_oneof![Just(Scope::Site), Just(Scope::Region), Just(Scope::Fleet)];
     let failure = prop_oneof![
         Just(Failure::Refused(RefuseReason::Busy)),

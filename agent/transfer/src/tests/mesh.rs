@@ -25,6 +25,10 @@ use crate::{
     time::{Span, Time},
 };
 
+mod links;
+
+use links::{Ask, Sending, Uplink};
+
 pub(super) const MIB: u64 = 1 << 20;
 /// Where the seeder's uplink stands among the uplinks.
 const SEEDER: usize = usize::MAX;
@@ -110,29 +114,12 @@ struct Sim {
 }
 
 #[derive(Debug)]
-struct Sending {
-    to: usize,
-    request: RequestId,
-    piece: u32,
-    upload: Option<UploadId>,
-    left: f64,
-}
-
-#[derive(Debug, Default)]
-struct Uplink {
-    rate: f64,
-    active: Vec<Sending>,
-    since: Time,
-    epoch: u64,
-}
-
-#[derive(Debug)]
 enum Event {
     Input(usize, Input<'static>),
     Request { server: usize, asker: usize, request: RequestId, piece: u32, priority: Priority },
     Cancel { server: usize, asker: usize, request: RequestId },
     Dial { from: usize, to: usize },
-    AskSeeder { asker: usize, request: RequestId, want: Vec<u8>, urgent: Option<u32>, max: u16, stalled: bool },
+    AskSeeder(Ask),
     Uplink(usize, u64),
     Timer(usize),
     Kill(usize),
@@ -146,8 +133,10 @@ pub(super) struct Mesh {
     queue: BTreeMap<(Time, u64), Event>,
     sequence: u64,
     uplinks: BTreeMap<usize, Uplink>,
-    /// What waits for one of the seeder's slots.
-    seeder_queue: Vec<Sending>,
+    /// Who waits for one of the seeder's slots.
+    asks: Vec<Ask>,
+    /// Pieces that the seeder gave each node.
+    given: BTreeMap<usize, u32>,
     sent_to_region: BTreeMap<(usize, u32), u32>,
     pub(super) seeder_pieces: u64,
     pub(super) crossed_pieces: u64,
@@ -187,7 +176,8 @@ impl Mesh {
             queue: BTreeMap::new(),
             sequence: 0,
             uplinks,
-            seeder_queue: Vec::new(),
+            asks: Vec::new(),
+            given: BTreeMap::new(),
             sent_to_region: BTreeMap::new(),
             seeder_pieces: 0,
             crossed_pieces: 0,
@@ -300,9 +290,7 @@ impl Mesh {
             }
             Event::Cancel { server, asker, request } => self.cancelled(server, asker, request),
             Event::Dial { from, to } => self.dialled(from, to),
-            Event::AskSeeder { asker, request, want, urgent, max, stalled } => {
-                self.asked(asker, request, &want, urgent, max, stalled);
-            }
+            Event::AskSeeder(ask) => self.asked(ask),
             Event::Uplink(at, epoch) => self.sent(at, epoch),
             Event::Kill(at) => self.killed(at),
         }
@@ -348,7 +336,7 @@ impl Mesh {
                 "fetch"
             }
             Action::AskSeeder { request, want, urgent, max, stalled, .. } => {
-                self.push(later, Event::AskSeeder { asker: at, request, want, urgent, max, stalled });
+                self.push(later, Event::AskSeeder(Ask { asker: at, request, want, urgent, max, stalled }));
                 "ask"
             }
             Action::Cancel { request } => {
@@ -442,13 +430,15 @@ impl Mesh {
         self.spec.manner[at] = Manner::Dead;
         self.done.remove(&at);
         self.stop(SEEDER, |sending| sending.to == at);
-        self.seeder_queue.retain(|sending| sending.to != at);
+        self.asks.retain(|ask| ask.asker != at);
+        self.seed();
     }
 
     fn cancelled(&mut self, server: usize, asker: usize, request: RequestId) {
         self.stop(server, |sending| sending.to == asker && sending.request == request);
         if server == SEEDER {
-            self.seeder_queue.retain(|sending| sending.to != asker || sending.request != request);
+            self.asks.retain(|ask| ask.asker != asker || ask.request != request);
+            self.seed();
             return;
         }
         let of = |(to, asked, _): &(usize, RequestId, u32)| *to == asker && *asked == request;
@@ -457,116 +447,6 @@ impl Mesh {
             self.nodes[server].uploads.remove(upload);
             self.feed(server, Input::UploadEnded { upload, bytes: 0 });
         }
-    }
-
-    /// The seeder's choice: the urgent piece first, then those least sent to the asker's region.
-    fn asked(&mut self, asker: usize, request: RequestId, want: &[u8], urgent: Option<u32>, max: u16, stalled: bool) {
-        let later = self.later();
-        if !self.spec.seeder_up {
-            let failed = Input::FetchFailed { request, failure: Failure::Unreachable };
-            self.push(later, Event::Input(asker, failed));
-            return;
-        }
-        let region = self.spec.region[asker];
-        let want = HaveSet::from_bytes(&self.spec.layout, want).unwrap();
-        let sent = |piece: u32| self.sent_to_region.get(&(region, piece)).copied().unwrap_or(0);
-        let turn = (self.sequence % u64::from(self.spec.layout.pieces())) as u32;
-        let spread = |piece: u32| (piece + self.spec.layout.pieces() - turn) % self.spec.layout.pieces();
-        let mut pieces: Vec<u32> = want.iter().map(|p| p.get()).filter(|p| stalled || sent(*p) == 0).collect();
-        pieces.sort_by_key(|piece| (sent(*piece), urgent != Some(*piece), spread(*piece)));
-        pieces.truncate(usize::from(max));
-        if pieces.is_empty() || self.seeder_queue.len() >= 2 * self.spec.seeder_slots {
-            let deferred = Input::SeederDeferred { request, retry_after: Span::from_millis(200) };
-            self.push(later, Event::Input(asker, deferred));
-            return;
-        }
-        for piece in &pieces {
-            *self.sent_to_region.entry((region, *piece)).or_default() += 1;
-            let left = self.len_of(*piece);
-            self.seeder_queue.push(Sending { to: asker, request, piece: *piece, upload: None, left });
-        }
-        let pieces = Cow::Owned(pieces);
-        self.push(later, Event::Input(asker, Input::SeederGave { request, pieces }));
-        self.seed();
-    }
-
-    fn seed(&mut self) {
-        while self.uplinks[&SEEDER].active.len() < self.spec.seeder_slots && !self.seeder_queue.is_empty() {
-            let next = self.seeder_queue.remove(0);
-            self.send(SEEDER, next);
-        }
-    }
-
-    /// Brings an uplink's transmissions up to now.
-    fn settle(&mut self, at: usize) {
-        let now = self.now;
-        let uplink = self.uplinks.get_mut(&at).unwrap();
-        let share = uplink.rate / uplink.active.len().max(1) as f64;
-        let moved = share * now.since(uplink.since).as_nanos() as f64 / 1e9;
-        uplink.active.iter_mut().for_each(|sending| sending.left -= moved);
-        uplink.since = now;
-        uplink.epoch += 1;
-    }
-
-    fn schedule(&mut self, at: usize) {
-        let uplink = &self.uplinks[&at];
-        let (epoch, share) = (uplink.epoch, uplink.rate / uplink.active.len().max(1) as f64);
-        if let Some(least) = uplink.active.iter().map(|s| s.left.max(0.0)).min_by(f64::total_cmp) {
-            let nanos = (least / share * 1e9) as u64 + 1;
-            self.push(self.now + Span::from_nanos(nanos), Event::Uplink(at, epoch));
-        }
-    }
-
-    fn send(&mut self, at: usize, sending: Sending) {
-        self.settle(at);
-        let active = &mut self.uplinks.get_mut(&at).unwrap().active;
-        active.push(sending);
-        if at != SEEDER {
-            self.transmissions_max = self.transmissions_max.max(active.len());
-        }
-        self.schedule(at);
-    }
-
-    fn stop(&mut self, at: usize, which: impl Fn(&Sending) -> bool) {
-        self.settle(at);
-        self.uplinks.get_mut(&at).unwrap().active.retain(|sending| !which(sending));
-        self.schedule(at);
-    }
-
-    fn sent(&mut self, at: usize, epoch: u64) {
-        if self.uplinks[&at].epoch != epoch {
-            return;
-        }
-        self.settle(at);
-        let later = self.later();
-        let active = &mut self.uplinks.get_mut(&at).unwrap().active;
-        let (over, left): (Vec<_>, Vec<_>) = core::mem::take(active).into_iter().partition(|s| s.left < 1.0);
-        *active = left;
-        for Sending { to, request, piece, upload, .. } in over {
-            let corrupt = at != SEEDER && self.spec.manner[at] == Manner::Corrupt;
-            let stored = Input::PieceStored { request, blob: blob_id(), piece };
-            let bad = Input::PieceCorrupt { request, piece, sole_sender: true };
-            self.push(later, Event::Input(to, if corrupt { bad } else { stored }));
-            match upload {
-                Some(upload) => {
-                    self.crossed_pieces += u64::from(self.spec.region[at] != self.spec.region[to]);
-                    self.nodes[at].uploads.remove(upload);
-                    let bytes = self.len_of(piece) as u64;
-                    self.feed(at, Input::UploadEnded { upload, bytes });
-                }
-                None => {
-                    self.seeder_pieces += 1;
-                    let more = |s: &Sending| s.to == to && s.request == request;
-                    if !self.uplinks[&SEEDER].active.iter().chain(&self.seeder_queue).any(more) {
-                        self.push(later, Event::Input(to, Input::SeederDone { request }));
-                    }
-                }
-            }
-        }
-        if at == SEEDER {
-            self.seed();
-        }
-        self.schedule(at);
     }
 
     pub(super) fn report(&self, name: &str) {

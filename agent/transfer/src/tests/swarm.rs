@@ -21,7 +21,7 @@ fn a_simultaneous_cold_pull_takes_about_one_origin_copy_and_nearly_the_optimal_t
         let t3 = spec.t3_secs();
         let mesh = run(spec, "cold");
         assert!(mesh.origin_copies() <= 1.15, "{nodes}: {}", mesh.origin_copies());
-        assert!(mesh.secs() <= 1.35 * t3, "{nodes}: {} of {t3}", mesh.secs());
+        assert!(mesh.secs() <= 1.25 * t3, "{nodes}: {} of {t3}", mesh.secs());
     }
 }
 
@@ -89,14 +89,4 @@ fn the_same_seed_gives_the_same_trace() {
     };
     assert!(trace(3) == trace(3), "equal seeds");
     assert!(trace(3) != trace(4), "other seeds choose otherwise");
-}
-#[test]
-fn dbg_one() {
-    let mut spec = Spec::equal(8, 64, UPLINK);
-    let mut mesh = Mesh::new(spec);
-    mesh.tracing = true;
-    mesh.start();
-    mesh.run(Span::from_secs(600));
-    mesh.report("dbg");
-    std::fs::write("/tmp/trace.txt", &mesh.trace).unwrap();
 }
