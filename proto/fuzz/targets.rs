@@ -1,0 +1,79 @@
+//! What each fuzz target does with its bytes. Shared by the fuzzer and by the test that replays the corpora.
+
+use shoal_proto::{
+    Digest, api, codec,
+    envelope::{ENVELOPE_LEN_MAX, Envelope},
+    have::HaveSet,
+    layout::Layout,
+    message::{FRAME_LEN_MAX, FrameHeader, HEADER_LEN, Message},
+    oci::Route,
+    range::{self, Selection},
+    signed::{Capability, KeySet, Statement, TagRecord},
+};
+
+/// Name and body of every target.
+pub(crate) const TARGETS: &[(&str, fn(&[u8]))] =
+    &[("frame", frame), ("envelope", envelope), ("vendor", vendor), ("route", route), ("range", range), ("have", have)];
+
+/// A frame of the peer protocol: header, then body.
+pub(crate) fn frame(data: &[u8]) {
+    if let Some((header, body)) = data.split_first_chunk::<HEADER_LEN>()
+        && let Ok(header) = FrameHeader::parse(*header)
+    {
+        assert!(header.body_len < FRAME_LEN_MAX);
+        if let Ok(message) = Message::from_body(&body[..header.body_len.min(body.len())]) {
+            let again = message.to_frame();
+            assert_eq!(Message::from_body(&again[HEADER_LEN..]).expect("what was encoded decodes"), message);
+        }
+    }
+}
+
+/// Anything signed.
+pub(crate) fn envelope(data: &[u8]) {
+    let Ok(envelope) = codec::decode::<Envelope, ENVELOPE_LEN_MAX>(data) else { return };
+    let keys = KeySet { version: Default::default(), keys: Vec::new() };
+    assert!(envelope.open::<Statement>(&keys).is_err());
+    assert!(envelope.open::<Capability>(&keys).is_err());
+    assert!(envelope.open::<TagRecord>(&keys).is_err());
+}
+
+/// Bodies of the vendor routes.
+pub(crate) fn vendor(data: &[u8]) {
+    let _ = codec::decode::<api::Join, { api::REQUEST_LEN_MAX }>(data);
+    let _ = codec::decode::<api::Pull, { api::REQUEST_LEN_MAX }>(data);
+    let _ = codec::decode::<api::PiecesWanted, { api::REQUEST_LEN_MAX }>(data);
+    let _ = codec::decode::<api::Pulled, { api::REPLY_LEN_MAX }>(data);
+    let _ = codec::decode::<api::PiecesGiven, { api::REPLY_LEN_MAX }>(data);
+    let _ = codec::decode::<api::Info, { api::REPLY_LEN_MAX }>(data);
+}
+
+/// A request's path.
+pub(crate) fn route(data: &[u8]) {
+    let Ok(path) = std::str::from_utf8(data) else { return };
+    if let Ok(route) = Route::parse(path)
+        && let Some(name) = route.repository()
+    {
+        assert!(!name.as_str().contains(".."), "{name} leaves its folder");
+    }
+    let _ = path.parse::<Digest>();
+}
+
+/// A `Range` header.
+pub(crate) fn range(data: &[u8]) {
+    let Ok(header) = std::str::from_utf8(data) else { return };
+    for size in [0, 1, 100, u64::MAX] {
+        if let Selection::Parts(parts) = range::select(Some(header), size) {
+            assert!(!parts.is_empty() && parts.len() <= range::RANGES_MAX);
+            assert!(parts.iter().all(|part| part.start < part.end && part.end <= size));
+        }
+    }
+}
+
+/// A have-set of a blob of 100 pieces.
+pub(crate) fn have(data: &[u8]) {
+    let layout = Layout::new(100 << 20).expect("a small blob");
+    if let Ok(set) = HaveSet::from_bytes(&layout, data) {
+        assert_eq!(set.to_bytes(), data);
+        assert!(set.iter().count() == set.len() as usize && set.len() <= 100);
+    }
+}
