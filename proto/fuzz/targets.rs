@@ -11,10 +11,6 @@ use shoal_proto::{
     signed::{Capability, KeySet, Statement, TagRecord},
 };
 
-/// Name and body of every target.
-pub(crate) const TARGETS: &[(&str, fn(&[u8]))] =
-    &[("frame", frame), ("envelope", envelope), ("vendor", vendor), ("route", route), ("range", range), ("have", have)];
-
 /// A frame of the peer protocol: header, then body.
 pub(crate) fn frame(data: &[u8]) {
     if let Some((header, body)) = data.split_first_chunk::<HEADER_LEN>()

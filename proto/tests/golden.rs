@@ -22,7 +22,7 @@ fn digest() -> Digest {
 }
 
 fn labels() -> Labels {
-    Labels { region: Some("eu".parse().unwrap()), zone: Some("a".parse().unwrap()), site: None }
+    Labels { region: "eu".parse().ok(), zone: "a".parse().ok(), site: None }
 }
 
 fn key() -> SigningKey {
@@ -53,7 +53,7 @@ fn payload<T: Payload + PartialEq + std::fmt::Debug>(value: &T, expected: &Expec
     let bytes = codec::encode(value);
     check_bytes(&bytes, expected);
     let envelope = Envelope::sign(value, &key());
-    assert_eq!(envelope.open::<T>(&key().verifying_key()).unwrap(), *value);
+    assert_eq!(envelope.open::<T>(&key().verifying_key()).expect("just signed"), *value);
 }
 
 #[test]
@@ -156,9 +156,9 @@ fn frame(message: &Message, expected: &Expect) {
     let frame = message.to_frame();
     check_bytes(&frame, expected);
     let (header, body) = frame.split_at(message::HEADER_LEN);
-    let header = message::FrameHeader::parse(header.try_into().unwrap()).unwrap();
+    let header = message::FrameHeader::parse(header.try_into().expect("a whole header")).expect("a good header");
     assert_eq!((header.kind, header.body_len), (message::KIND_MESSAGE, body.len()));
-    assert_eq!(Message::from_body(body).unwrap(), *message);
+    assert_eq!(Message::from_body(body).expect("a good body"), *message);
 }
 
 #[test]
