@@ -7,7 +7,38 @@
 //! `store` knows none of the others; `http` and the loop in `agent` meet only through [`handle`]; decisions about peers
 //! and pieces are taken in `shoal-transfer`, nowhere here.
 
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+pub mod config;
 pub mod handle;
 pub mod identity;
+pub mod metrics;
 pub mod store;
 pub mod upstream;
+
+pub use config::Config;
+
+/// What the loop is given. The module `agent` offers
+/// `async fn start(parts: Parts) -> anyhow::Result<Loop>`: it binds the ports of `config.listen.libp2p` and
+/// `config.listen.peer`, calls [`Upstream::set_self`](upstream::Upstream::set_self) with what others can reach, starts
+/// its task and returns the bound addresses; `Loop::wait` ends when that task has, after `shutdown` or because it failed.
+/// When it starts, the membership is in [`Upstream::member`](upstream::Upstream::member) already, if it could be had.
+#[derive(Debug)]
+pub struct Parts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Who this node is.
+    pub identity: identity::Identity,
+    /// Where blobs are.
+    pub store: store::Store,
+    /// The seeder.
+    pub upstream: upstream::Upstream,
+    /// What the registry asks for.
+    pub commands: handle::Commands,
+    /// Where to count: `received` for every verified piece, `sent` for every piece sent to a peer.
+    pub metrics: metrics::Metrics,
+    /// Ends the loop: say goodbye to peers, stop.
+    pub shutdown: CancellationToken,
+}

@@ -22,7 +22,7 @@ use shoal_proto::{
 };
 use tokio::sync::watch;
 
-use super::{OpenedStatement, Shared, UNRECORDED_PIECES_MAX};
+use super::{OpenedStatement, Shared, UNRECORDED_PIECES_MAX, files};
 
 /// A blob in the store, whole or in part.
 pub struct Blob {
@@ -385,10 +385,10 @@ impl PieceWriter {
             return Err(WriteError::TooLong);
         }
         let offset = self.blob.layout().offset(self.piece) + self.written;
-        self.blob.file.write_all_at(data, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => WriteError::DiskFull,
-            _ => WriteError::File(error),
-        })?;
+        self.blob
+            .file
+            .write_all_at(data, offset)
+            .map_err(|error| if files::is_full(&error) { WriteError::DiskFull } else { WriteError::File(error) })?;
         self.hasher.update(data);
         self.written += data.len() as u64;
         Ok(())

@@ -12,13 +12,13 @@ use super::{
     Blob, Entry, Index, OpenError, OpenedStatement, Shared, StoreConfig,
     blob::Bits,
     files,
-    tables::{BlobRow, HaveRow, StoreError, Tables},
+    tables::{BlobRow, HaveRow, StoreError, StoredBlob, Tables},
 };
 
 /// The index of what is held, and the blobs with pieces to be hashed again.
 pub(super) fn load(config: &StoreConfig, tables: &Tables) -> Result<(Index, Vec<Digest>), OpenError> {
     let (mut index, mut doubtful, mut lost) = (Index::default(), Vec::new(), Vec::new());
-    for (digest, row, have, last_access) in tables.blobs()? {
+    for StoredBlob { digest, row, have, last_access } in tables.blobs()? {
         let Some(bits) = bits_of(config, &digest, &row, have.as_ref()) else {
             lost.push(digest);
             continue;

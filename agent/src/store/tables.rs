@@ -133,6 +133,14 @@ pub(super) struct Tables {
     path: PathBuf,
 }
 
+/// The rows of a blob, but for its hashes.
+pub(super) struct StoredBlob {
+    pub(super) digest: Digest,
+    pub(super) row: BlobRow,
+    pub(super) have: Option<HaveRow>,
+    pub(super) last_access: UnixSeconds,
+}
+
 /// All rows of a blob, to be written as one.
 pub(super) struct NewBlob<'a> {
     pub(super) digest: &'a Digest,
@@ -191,8 +199,8 @@ impl Tables {
         self.sync()
     }
 
-    /// All blobs: digest, what it is, which pieces, last access. Damaged rows are left out, with a warning.
-    pub(super) fn blobs(&self) -> Result<Vec<(Digest, BlobRow, Option<HaveRow>, UnixSeconds)>, StoreError> {
+    /// All blobs. Damaged rows are left out, with a warning.
+    pub(super) fn blobs(&self) -> Result<Vec<StoredBlob>, StoreError> {
         let mut list = Vec::new();
         for item in self.db.iterator_cf(self.table(BLOB), IteratorMode::Start) {
             let (key, value) = item.map_err(|error| self.failed(error))?;
@@ -202,7 +210,7 @@ impl Tables {
                 continue;
             };
             let access = self.get(ACCESS, &key)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
-            list.push((digest, row, self.have(&digest)?, access));
+            list.push(StoredBlob { digest, row, have: self.have(&digest)?, last_access: access });
         }
         Ok(list)
     }

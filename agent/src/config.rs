@@ -1,0 +1,280 @@
+//! Flags and file → one validated [`Config`]. The only module that reads either; nothing here binds a port or touches
+//! the data folder, so `--check-config` is this module and no more.
+//!
+//! A flag overrides the file, the file overrides the default. `/etc/shoal/agent.toml` is read if it is there; `--config`
+//! names another, which must be. Unknown keys are refused.
+
+mod args;
+mod file;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use http::Uri;
+use shoal_proto::signed::{Labels, NodeId};
+
+pub use args::AgentArgs;
+pub use values::{ByteSize, Platform, StaticPeer};
+
+/// Read if it is there.
+pub const CONFIG_FILE: &str = "/etc/shoal/agent.toml";
+/// Where data goes unless the config says otherwise.
+pub const DATA_DIR: &str = "/var/lib/shoal";
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The localhost registry's port.
+pub const REGISTRY_PORT: u16 = 5050;
+/// libp2p's port.
+pub const LIBP2P_PORT: u16 = 5051;
+/// The peer protocol's port.
+pub const PEER_PORT: u16 = 5052;
+/// The port of status and metrics.
+pub const STATUS_PORT: u16 = 5053;
+
+/// Room for blobs: some dozens of large images, and a fraction of any node's disk.
+pub const QUOTA_BYTES: u64 = 50 << 30;
+/// How old a tag may be that is answered while the seeder is down. A day covers a night's outage; a tag that moved
+/// since is wrong for that long, and the answer says so (`Warning`).
+pub const STALE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Connections with peers: the swarm's degree is about 20, and the rest are kept from older pulls.
+pub const PEER_CONNECTIONS_MAX: usize = 128;
+/// Connections of local clients: a node runs one or two container runtimes, each with a few layers at once.
+pub const CLIENT_CONNECTIONS_MAX: usize = 512;
+/// Bytes asked for and not yet arrived, over all pieces: bounds what a burst may hold in socket buffers, and is a
+/// quarter second of a 2 Gbit/s link.
+pub const INFLIGHT_BYTES_MAX: u64 = 64 << 20;
+
+/// What an agent needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The seeder: `http://host:port`.
+    pub seeder: Uri,
+    /// No join token: the seeder's key is pinned at the first contact.
+    pub insecure_open: bool,
+    /// Where data goes.
+    pub data_dir: PathBuf,
+    /// Which boot of the machine this is.
+    pub boot_id: String,
+    /// Where it listens.
+    pub listen: Listen,
+    /// Addresses under which other nodes reach this one, where its interfaces do not tell.
+    pub advertise: Vec<IpAddr>,
+    /// Nodes to connect to from the start.
+    pub peers: Vec<StaticPeer>,
+    /// How peers talk.
+    pub mode: PeerMode,
+    /// Private content may travel in plain mode.
+    pub trusted_network: bool,
+    /// Where the node stands; only an open seeder heeds it.
+    pub labels: Labels,
+    /// Most bytes of blobs.
+    pub quota_bytes: u64,
+    /// The localhost registry.
+    pub registry: Registry,
+    /// Caps.
+    pub limits: Limits,
+    /// What is logged, in the form of `tracing`'s filter.
+    pub log: String,
+}
+
+/// Where an agent listens. Port 0 lets the kernel choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The registry.
+    pub registry: Vec<SocketAddr>,
+    /// libp2p.
+    pub libp2p: Vec<SocketAddr>,
+    /// The peer protocol.
+    pub peer: Vec<SocketAddr>,
+    /// Status and metrics.
+    pub status: Vec<SocketAddr>,
+}
+
+/// How peers talk to one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerMode {
+    /// Encrypted; certificates prove who is who.
+    #[default]
+    Tls,
+    /// In the clear, for trusted networks only.
+    Plain,
+}
+
+/// The localhost registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// Names besides the loopback ones that clients may give in `Host`.
+    pub hosts: Vec<String>,
+    /// How old a tag may be that is answered while the seeder is down.
+    pub stale_max: Duration,
+    /// The platform whose layers a request for an index starts. None: an index starts nothing, since the runtime asks
+    /// for its own platform's manifest next.
+    pub platform: Option<Platform>,
+}
+
+/// Caps. A rate of none is no cap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes a second sent to peers.
+    pub upload_bytes_per_s: Option<u64>,
+    /// Bytes a second taken from peers.
+    pub download_bytes_per_s: Option<u64>,
+    /// Bytes a second taken from the seeder.
+    pub seeder_bytes_per_s: Option<u64>,
+    /// Connections with peers.
+    pub peer_connections_max: usize,
+    /// Connections of local clients.
+    pub client_connections_max: usize,
+    /// Bytes asked for and not yet arrived.
+    pub inflight_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            upload_bytes_per_s: None,
+            download_bytes_per_s: None,
+            seeder_bytes_per_s: None,
+            peer_connections_max: PEER_CONNECTIONS_MAX,
+            client_connections_max: CLIENT_CONNECTIONS_MAX,
+            inflight_bytes_max: INFLIGHT_BYTES_MAX,
+        }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { hosts: Vec::new(), stale_max: STALE_MAX, platform: None }
+    }
+}
+
+/// Why a configuration is no good. Exit 64.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is no TOML, or has keys or values that are not known.
+    #[error("{}: {error}", path.display())]
+    Toml {
+        /// Which.
+        path: PathBuf,
+        /// What and where, in one line.
+        error: String,
+    },
+    /// A value that cannot be.
+    #[error("{key}: {error}")]
+    Value {
+        /// The key or flag.
+        key: &'static str,
+        /// What is wrong.
+        error: String,
+    },
+}
+
+impl Config {
+    /// The configuration of an agent with `args` on its command line.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a value cannot be.
+    pub fn load(args: &AgentArgs) -> Result<Self, ConfigError> {
+        let file = file::read(args.config.as_deref())?;
+        let boot_id =
+            std::fs::read_to_string(BOOT_ID).map_err(|error| ConfigError::File { path: BOOT_ID.into(), error })?;
+        Self::merge(args, file, boot_id.trim())
+    }
+
+    /// A node of its own on loopback, all ports chosen by the kernel: for tests and one-off pulls.
+    #[must_use]
+    pub fn loopback(seeder: Uri, data_dir: PathBuf, boot_id: &str) -> Self {
+        let any = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+        let listen = Listen { registry: any.clone(), libp2p: any.clone(), peer: any.clone(), status: any };
+        Self {
+            seeder,
+            insecure_open: true,
+            data_dir,
+            boot_id: boot_id.to_owned(),
+            listen,
+            advertise: Vec::new(),
+            peers: Vec::new(),
+            mode: PeerMode::default(),
+            trusted_network: false,
+            labels: Labels::default(),
+            quota_bytes: QUOTA_BYTES,
+            registry: Registry::default(),
+            limits: Limits::default(),
+            log: file::LOG.to_owned(),
+        }
+    }
+
+    fn merge(args: &AgentArgs, file: file::File, boot_id: &str) -> Result<Self, ConfigError> {
+        let seeder = args.seeder.clone().or(file.seeder).ok_or_else(|| ConfigError::Value {
+            key: "seeder",
+            error: "the agent needs its seeder's URL: --seeder http://HOST:PORT".into(),
+        })?;
+        let insecure_open = args.insecure_open || file.insecure_open.unwrap_or(false);
+        if !insecure_open {
+            let error = "joining by token is not there yet: give --insecure-open here and at the seeder".into();
+            return Err(ConfigError::Value { key: "insecure_open", error });
+        }
+        let pick = |flags: &[SocketAddr], file: Option<Vec<SocketAddr>>, ip: IpAddr, port: u16| {
+            if flags.is_empty() { file.unwrap_or_else(|| vec![(ip, port).into()]) } else { flags.to_vec() }
+        };
+        // In open mode everybody who reaches the port is let in: not beyond this machine unless told so.
+        let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let listen = file.listen;
+        let listen = Listen {
+            registry: pick(&args.listen, listen.registry, loopback, REGISTRY_PORT),
+            libp2p: pick(&args.libp2p_listen, listen.libp2p, loopback, LIBP2P_PORT),
+            peer: pick(&args.peer_listen, listen.peer, loopback, PEER_PORT),
+            status: pick(&args.status, listen.status, loopback, STATUS_PORT),
+        };
+        for (key, list) in [
+            ("listen.registry", &listen.registry),
+            ("listen.libp2p", &listen.libp2p),
+            ("listen.peer", &listen.peer),
+            ("listen.status", &listen.status),
+        ] {
+            if list.is_empty() {
+                return Err(ConfigError::Value { key, error: "names no address".into() });
+            }
+        }
+        let or = |flags: &[IpAddr], file: Vec<IpAddr>| if flags.is_empty() { file } else { flags.to_vec() };
+        Ok(Self {
+            seeder: values::seeder_url(&seeder).map_err(|error| ConfigError::Value { key: "seeder", error })?,
+            insecure_open,
+            data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| DATA_DIR.into()),
+            boot_id: boot_id.to_owned(),
+            listen,
+            advertise: or(&args.advertise, file.advertise),
+            peers: if args.peers.is_empty() { file.peers } else { args.peers.clone() },
+            mode: args.mode.or(file.mode).unwrap_or_default(),
+            trusted_network: file.trusted_network.unwrap_or(false),
+            labels: file::labels(args, file.labels)?,
+            quota_bytes: args.quota.or(file.store.quota).map_or(QUOTA_BYTES, |size| size.0),
+            registry: file.registry.into_config(args.platform.clone()),
+            limits: file.limits.into_config()?,
+            log: args.log.clone().or(file.log).unwrap_or_else(|| file::LOG.to_owned()),
+        })
+    }
+}
+
+impl std::fmt::Display for StaticPeer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node: NodeId(node), host, port } = self;
+        write!(f, "{}@{host}:{port}", hex::encode(node))
+    }
+}

@@ -1,0 +1,70 @@
+//! The flags of `shoal agent`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::Args;
+
+use super::{ByteSize, PeerMode, Platform, StaticPeer};
+
+/// Flags of `shoal agent`; each overrides the key of the file that it names.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AgentArgs {
+    /// The seeder's URL (`seeder`)
+    #[arg(long, value_name = "URL")]
+    pub seeder: Option<String>,
+    /// Trust the key that the seeder shows at the first contact; listen on loopback unless told otherwise
+    /// (`insecure_open`)
+    #[arg(long)]
+    pub insecure_open: bool,
+    /// Where images and state are kept (`data_dir`) [default: /var/lib/shoal]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where container runtimes find the registry; may be repeated (`listen.registry`) [default: 127.0.0.1:5050]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Vec<SocketAddr>,
+    /// Where libp2p listens; may be repeated (`listen.libp2p`) [default: 127.0.0.1:5051]
+    #[arg(long, value_name = "IP:PORT")]
+    pub libp2p_listen: Vec<SocketAddr>,
+    /// Where peers fetch pieces; may be repeated (`listen.peer`) [default: 127.0.0.1:5052]
+    #[arg(long, value_name = "IP:PORT")]
+    pub peer_listen: Vec<SocketAddr>,
+    /// Where health, status and metrics are read; may be repeated (`listen.status`) [default: 127.0.0.1:5053]
+    #[arg(long, value_name = "IP:PORT")]
+    pub status: Vec<SocketAddr>,
+    /// Address under which other nodes reach this one; may be repeated (`advertise`)
+    #[arg(long, value_name = "IP")]
+    pub advertise: Vec<IpAddr>,
+    /// A node to connect to from the start, `NODE@HOST:PORT` of its peer port; may be repeated (`peers`)
+    #[arg(long, value_name = "PEER")]
+    pub peers: Vec<StaticPeer>,
+    /// How peers talk (`mode`) [default: tls]
+    #[arg(long, value_enum)]
+    pub mode: Option<PeerMode>,
+    /// The region that the node stands in (`labels.region`)
+    #[arg(long, value_name = "LABEL")]
+    pub region: Option<String>,
+    /// The zone within the region (`labels.zone`)
+    #[arg(long, value_name = "LABEL")]
+    pub zone: Option<String>,
+    /// The site within the zone (`labels.site`)
+    #[arg(long, value_name = "LABEL")]
+    pub site: Option<String>,
+    /// Room for images, such as `50GiB` (`store.quota`) [default: 50GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub quota: Option<ByteSize>,
+    /// Fetch the layers of this platform when an index is asked for, such as `linux/amd64` (`registry.platform`)
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<Platform>,
+    /// What is logged, such as `info,shoal_agent=debug` (`log`) [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// The configuration file [default: /etc/shoal/agent.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Check flags and file, and go no further
+    #[arg(long)]
+    pub check_config: bool,
+}
