@@ -3,13 +3,20 @@
 use std::{net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use futures::future::try_join_all;
+use http_body_util::BodyExt;
+use hyper::{Method, StatusCode};
 use shoal_tests::{
     cluster::{self, Cluster},
     daemons::{self, Containerd, Docker, Podman, Registry, Skopeo},
-    image::real::GREETING,
+    http::{self, Client},
+    image::{Image, real::GREETING},
+    metrics::{Metrics, names},
+    pull, push,
 };
 
-use crate::images;
+use crate::images::{self, MIB};
 
 /// Programs that the daemons are run with.
 const ISOLATION: [&str; 2] = ["unshare", "runc"];
@@ -80,6 +87,132 @@ async fn skopeo(registries: Registries, directory: &Path) -> Result<()> {
         ensure!(std::fs::metadata(&path)?.len() == blob.size, "{} has another size", path.display());
     }
     Ok(())
+}
+
+/// What each client's test needs.
+async fn ready(programs: &[&str]) -> Result<Option<Cluster>> {
+    if daemons::available(programs)? { Cluster::start(1).await.map(Some) } else { Ok(None) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_pushes_to_the_seeder_pulls_through_an_agent_and_runs_it() -> Result<()> {
+    let Some(cluster) = ready(&["docker", "dockerd", "containerd", "ctr", ISOLATION[0], ISOLATION[1]]).await? else {
+        return Ok(());
+    };
+    docker(Registries::of(&cluster), cluster.path()).await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pushes_to_the_seeder_pulls_through_an_agent_and_runs_it() -> Result<()> {
+    let Some(cluster) = ready(&["containerd", "ctr", ISOLATION[0], ISOLATION[1]]).await? else { return Ok(()) };
+    containerd(Registries::of(&cluster), cluster.path()).await?;
+    cluster.finish().await
+}
+
+/// The mirror is asked with `?ns=`; the agent's own count shows that the layers came through it.
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pulls_through_the_mirror_of_its_hosts_toml() -> Result<()> {
+    let Some(cluster) = ready(&["containerd", "ctr", ISOLATION[0], ISOLATION[1]]).await? else { return Ok(()) };
+    let image = images::runnable()?;
+    push::image(&cluster.seeder.client(), "clients/mirrored", "1", &image.image).await?;
+    let containerd = Containerd::start(cluster.path()).await?;
+    let name = format!("{}/clients/mirrored:1", cluster.seeder.addresses().registry);
+    containerd.pull_through(cluster.agents[0].addresses().registry, &name).await?;
+    greets(&containerd.run(&name).await?)?;
+    let received = cluster.agents[0].metrics().await?.count(names::AGENT_RECEIVED, &[]);
+    ensure!(received >= image.image.layers.iter().map(|layer| layer.blob.size).sum(), "the agent got {received} bytes");
+    containerd.stop().await?;
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pushes_to_the_seeder_pulls_through_an_agent_and_runs_it() -> Result<()> {
+    let Some(cluster) = ready(&["podman", ISOLATION[1]]).await? else { return Ok(()) };
+    podman(Registries::of(&cluster), cluster.path()).await?;
+    cluster.finish().await
+}
+
+/// The registry stands in the path, as registries.conf has it for CRI-O and podman.
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pulls_through_the_mirror_of_its_registries_conf() -> Result<()> {
+    let Some(cluster) = ready(&["podman", ISOLATION[1]]).await? else { return Ok(()) };
+    let image = images::runnable()?;
+    push::image(&cluster.seeder.client(), "clients/mirrored", "1", &image.image).await?;
+    let podman = Podman::new(cluster.path())?;
+    let registry = cluster.seeder.addresses().registry.to_string();
+    podman.mirror(&registry, cluster.agents[0].addresses().registry)?;
+    let name = format!("{registry}/clients/mirrored:1");
+    podman.pull(&name).await?;
+    greets(&podman.run(&name).await?)?;
+    let received = cluster.agents[0].metrics().await?.count(names::AGENT_RECEIVED, &[]);
+    ensure!(received >= image.image.layers.iter().map(|layer| layer.blob.size).sum(), "the agent got {received} bytes");
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_an_image_to_the_seeder_and_back_through_an_agent() -> Result<()> {
+    if !daemons::on_path("skopeo") && !daemons::available(&["skopeo"])? {
+        return Ok(());
+    }
+    let cluster = Cluster::start(1).await?;
+    skopeo(Registries::of(&cluster), cluster.path()).await?;
+    cluster.finish().await
+}
+
+/// containerd 2.1 fetches a layer in parts: one request for the whole, of which it reads the first part and closes the
+/// connection, and for every other part an open-ended range of which it reads as much as it needs (`open` in
+/// core/remotes/docker/fetcher.go; on by `concurrent_layer_fetch_buffer`, pull request 10177). With a mirror it
+/// appends `?ns=` (core/remotes/docker/resolver.go); so does Docker from version 28 on with the containerd image store
+/// (daemon/hosts.go of moby).
+#[tokio::test(flavor = "multi_thread")]
+async fn the_split_requests_of_containerd_2_1_with_ns_get_the_right_bytes() -> Result<()> {
+    const PART: u64 = 2 * MIB;
+    let cluster = Cluster::start(1).await?;
+    let image = Image::synthetic(81, &[9 * MIB + 77]);
+    push::image(&cluster.seeder.client(), "clients/split", "1", &image).await?;
+    let agent = cluster.agents[0].client();
+    let query = format!("?ns={}", cluster.seeder.addresses().registry);
+    let (digest, _) = pull::manifest(&agent, "clients/split", "1", &query).await?;
+    ensure!(digest == image.manifest.digest, "the manifest is {digest}");
+    let layer = &image.layers[0].blob;
+    let target = format!("/v2/clients/split/blobs/{}{query}", layer.digest);
+    let expected = layer.bytes()?;
+    let starts: Vec<u64> = (0..layer.size).step_by(usize::try_from(PART)?).collect();
+    let parts = starts.iter().map(|&start| part(&agent, &target, start, PART.min(layer.size - start), layer.size));
+    for (start, part) in starts.iter().zip(try_join_all(parts).await?) {
+        let start = usize::try_from(*start)?;
+        ensure!(part[..] == expected[start..start + part.len()], "other bytes from {start} on");
+    }
+    // All but one left in the middle of their answers.
+    let idle = |metrics: &Metrics| metrics.count(names::AGENT_READERS, &[]) == 0;
+    cluster.agents[0].metrics_until("all readers gone", std::time::Duration::from_secs(60), idle).await?;
+    cluster.finish().await
+}
+
+/// Asks for all from `start` on, takes `len` bytes and goes away.
+async fn part(client: &Client, target: &str, start: u64, len: u64, size: u64) -> Result<Vec<u8>> {
+    let range = format!("bytes={start}-");
+    let mut headers = vec![
+        ("accept", "application/vnd.oci.image.layer.v1.tar+gzip, */*"),
+        ("accept-encoding", "zstd;q=1.0, gzip;q=0.8, deflate;q=0.5"),
+    ];
+    if start > 0 {
+        headers.push(("range", &range));
+    }
+    let response = client.send(Method::GET, target, &headers, http::full(Bytes::new())).await?;
+    let expected = if start > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    ensure!(response.status() == expected, "from {start} on: {}", response.status());
+    ensure!(response.headers().get("content-encoding").is_none(), "layers are sent as they are");
+    let length = response.headers().get("content-length").context("Content-Length")?.to_str()?;
+    ensure!(length == (size - start).to_string(), "from {start} on: Content-Length {length}");
+    let (mut body, len) = (response.into_body(), usize::try_from(len)?);
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let frame = body.frame().await.context("the answer ended early")??;
+        bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| &data[..data.len().min(len - bytes.len())]));
+    }
+    Ok(bytes)
 }
 
 /// If this one fails, it is the machine or the harness, not Shoal.

@@ -1,5 +1,12 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
+mod bad_input;
 mod clients;
+mod corruption;
 mod harness;
 mod images;
+mod memory;
+mod outage;
+mod push_pull;
+mod restart;
+mod swarm;
 mod tidy;

@@ -48,6 +48,15 @@ impl Blob {
         Self::new(Source::Bytes(bytes.into())).expect("memory is always readable")
     }
 
+    /// All the bytes in memory; for small ones.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn bytes(&self) -> std::io::Result<Vec<u8>> {
+        let chunks: Vec<Bytes> = self.source.chunks()?.collect::<Result<_, _>>()?;
+        Ok(chunks.concat())
+    }
+
     /// `size` bytes that do not compress; another `seed` gives others.
     #[must_use]
     pub fn seeded(seed: u64, size: u64) -> Self {

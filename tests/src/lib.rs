@@ -11,6 +11,7 @@
 
 pub mod cluster;
 pub mod daemons;
+pub mod flip;
 pub mod http;
 pub mod image;
 pub mod metrics;

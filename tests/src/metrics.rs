@@ -12,6 +12,12 @@ pub mod names {
     pub const SEEDER_SENT: &str = "shoal_seeder_payload_bytes_total";
     /// Agent: verified payload bytes received, by where they came from.
     pub const AGENT_RECEIVED: &str = "shoal_agent_received_bytes_total";
+    /// Agent: clients that read a blob now.
+    pub const AGENT_READERS: &str = "shoal_agent_readers";
+    /// Agent: peers banned now.
+    pub const AGENT_BANNED: &str = "shoal_agent_banned_peers";
+    /// Agent: pieces that did not match their hash.
+    pub const AGENT_BAD_PIECES: &str = "shoal_agent_bad_pieces_total";
     /// Of [`AGENT_RECEIVED`]: from other agents.
     pub const FROM_PEERS: &str = "from=\"peer\"";
     /// Of [`AGENT_RECEIVED`]: from the seeder.

@@ -1,0 +1,52 @@
+//! A member that lies: everything it sends is spoilt.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use shoal_tests::{
+    cluster::{Binaries, Cluster, Daemon},
+    flip::Flip,
+    image::Image,
+    metrics::names,
+    pull, push,
+};
+
+use crate::images::MIB;
+
+const REPOSITORY: &str = "it/corruption";
+/// Agents besides the liar.
+const HONEST: usize = 4;
+/// How long anything here may take on a loaded machine.
+const LONG: Duration = Duration::from_secs(120);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_spoils_all_it_sends_is_banned_by_all_and_harms_nobody() -> Result<()> {
+    let mut cluster = Cluster::start_with(HONEST, &["--peer-mode", "plain"]).await?;
+    let image = Image::synthetic(61, &[40 * MIB, 10 * MIB]);
+    push::image(&cluster.seeder.client(), REPOSITORY, "1", &image).await?;
+    // The liar has everything, and is known by the proxy's address only.
+    let flip = Flip::start().await?;
+    let advertise = flip.address().to_string();
+    let extra = ["--peer-mode", "plain", "--advertise", advertise.as_str()];
+    let seeder = cluster.seeder.addresses().registry;
+    let liar = Daemon::agent(&Binaries::find()?, cluster.path(), "liar", seeder, &extra).await?;
+    flip.aim(liar.addresses().peer.context("an agent has a peer port")?);
+    pull::image(&liar.client(), REPOSITORY, "1", &pull::Options::default()).await.context("the liar's own pull")?;
+
+    let clients: Vec<_> = cluster.agents.iter().map(Daemon::client).collect();
+    let options = pull::Options::default();
+    let pulls = try_join_all(clients.iter().map(|client| pull::image(client, REPOSITORY, "1", &options)));
+    // The client checks each byte with a SHA-256 of its own.
+    let reports = pulls.await?;
+    ensure!(reports.iter().all(|report| report.manifest == image.manifest.digest), "{reports:?}");
+    ensure!(flip.flipped() > 0, "nobody asked the liar: this test shows nothing");
+    for agent in &cluster.agents {
+        let banned = |metrics: &shoal_tests::metrics::Metrics| {
+            metrics.count(names::AGENT_BAD_PIECES, &[]) > 0 && metrics.count(names::AGENT_BANNED, &[]) == 1
+        };
+        agent.metrics_until("the liar banned, and nobody else", LONG, banned).await?;
+    }
+    cluster.agents.push(liar);
+    cluster.finish().await
+}
