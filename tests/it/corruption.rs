@@ -1,11 +1,14 @@
 //! A member that lies: everything it sends is spoilt.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use shoal_tests::{
-    cluster::{Binaries, Cluster, Daemon},
+    cluster::{Cluster, Daemon},
     flip::Flip,
     image::Image,
     metrics::names,
@@ -22,17 +25,19 @@ const LONG: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_spoils_all_it_sends_is_banned_by_all_and_harms_nobody() -> Result<()> {
-    let mut cluster = Cluster::start_with(HONEST, &["--peer-mode", "plain"]).await?;
+    let mut cluster = Cluster::start(0).await?;
     let image = Image::synthetic(61, &[40 * MIB, 10 * MIB]);
     push::image(&cluster.seeder.client(), REPOSITORY, "1", &image).await?;
-    // The liar has everything, and is known by the proxy's address only.
-    let flip = Flip::start().await?;
-    let advertise = flip.address().to_string();
-    let extra = ["--peer-mode", "plain", "--advertise", advertise.as_str()];
-    let seeder = cluster.seeder.addresses().registry;
-    let liar = Daemon::agent(&Binaries::find()?, cluster.path(), "liar", seeder, &extra).await?;
-    flip.aim(liar.addresses().peer.context("an agent has a peer port")?);
+    // The liar has everything; whoever wants to speak to it meets the proxy.
+    let behind = IpAddr::from([127, 0, 0, 9]);
+    let flip = Flip::start(behind).await?;
+    let listen = SocketAddr::new(behind, flip.address().port()).to_string();
+    let liar = cluster.another("liar", &["--mode", "plain", "--peer-listen", &listen]).await?;
     pull::image(&liar.client(), REPOSITORY, "1", &pull::Options::default()).await.context("the liar's own pull")?;
+    for n in 1..=HONEST {
+        let agent = cluster.another(&format!("agent{n}"), &["--mode", "plain"]).await?;
+        cluster.agents.push(agent);
+    }
 
     let clients: Vec<_> = cluster.agents.iter().map(Daemon::client).collect();
     let options = pull::Options::default();

@@ -15,7 +15,7 @@ const REFETCHED_MAX: u64 = 5;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_recorded_is_not_fetched_again_after_a_kill() -> Result<()> {
-    let mut cluster = Cluster::start_with(1, &["--seeder-rate", "64MiB"]).await?;
+    let mut cluster = Cluster::start_with(1, "[limits]\nseeder_bytes_per_s = \"64MiB\"\n").await?;
     for (seed, percent) in [(41, 10), (42, 50), (43, 90)] {
         let image = Image::synthetic(seed, &[160 * MIB, 32 * MIB]);
         let tag = format!("at-{percent}");

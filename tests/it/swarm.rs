@@ -63,7 +63,7 @@ async fn eight_agents_at_once_cost_the_origin_little_more_than_one_copy() -> Res
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_byte_reaches_the_client_before_a_quarter_is_stored() -> Result<()> {
     // Slow enough that a quarter is no matter of milliseconds.
-    let cluster = Cluster::start_with(1, &["--seeder-rate", "16MiB"]).await?;
+    let cluster = Cluster::start_with(1, "[limits]\nseeder_bytes_per_s = \"16MiB\"\n").await?;
     let image = Image::synthetic(32, &[48 * MIB]);
     push::image(&cluster.seeder.client(), REPOSITORY, "stream", &image).await?;
     let options = pull::Options { stop_after: Some(image.config.size + 1), ..Default::default() };

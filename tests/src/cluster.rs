@@ -112,7 +112,10 @@ impl Daemon {
             Role::Agent { seeder } => {
                 flag("--seeder", seeder.clone());
                 flag("--libp2p-listen", libp2p.unwrap_or_else(any).to_string());
-                flag("--peer-listen", peer.unwrap_or_else(any).to_string());
+                // A test may say where.
+                if !self.extra.iter().any(|argument| argument == "--peer-listen") {
+                    flag("--peer-listen", peer.unwrap_or_else(any).to_string());
+                }
                 "agent"
             }
         };
@@ -258,22 +261,34 @@ impl Cluster {
     /// # Errors
     /// One of them does not become ready.
     pub async fn start(agents: usize) -> Result<Self> {
-        Self::start_with(agents, &[]).await
+        Self::start_with(agents, "").await
     }
 
-    /// [`Cluster::start`] with more arguments for each agent.
+    /// [`Cluster::start`] with a config file (TOML) for the agents; addresses and directories are flags.
     ///
     /// # Errors
     /// One of them does not become ready.
-    pub async fn start_with(agents: usize, extra: &[&str]) -> Result<Self> {
+    pub async fn start_with(agents: usize, config: &str) -> Result<Self> {
         let binaries = Binaries::find()?;
         let directory = scratch()?;
         let seeder = Daemon::seeder(&binaries, directory.path(), &[]).await?;
-        let address = seeder.addresses().registry;
+        let mut cluster = Self { seeder, agents: Vec::new(), finished: false, directory };
+        let file = cluster.path().join("agent.toml");
+        std::fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
+        let file = file.display().to_string();
+        let extra = if config.is_empty() { Vec::new() } else { vec!["--config", file.as_str()] };
         let names: Vec<String> = (1..=agents).map(|n| format!("agent{n}")).collect();
-        let starts = names.iter().map(|name| Daemon::agent(&binaries, directory.path(), name, address, extra));
-        let agents = try_join_all(starts).await?;
-        Ok(Self { seeder, agents, finished: false, directory })
+        let starts = names.iter().map(|name| cluster.another(name, &extra));
+        cluster.agents = try_join_all(starts).await?;
+        Ok(cluster)
+    }
+
+    /// Starts one more agent of this seeder, in the same directory; the caller keeps it.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub async fn another(&self, name: &str, extra: &[&str]) -> Result<Daemon> {
+        Daemon::agent(&Binaries::find()?, self.path(), name, self.seeder.addresses().registry, extra).await
     }
 
     /// The private directory.

@@ -3,9 +3,9 @@
 //! checked.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -28,35 +28,30 @@ const REQUEST_ID_LEN: usize = 4;
 #[derive(Debug)]
 pub struct Flip {
     address: SocketAddr,
-    target: Arc<Mutex<Option<SocketAddr>>>,
     flipped: Arc<AtomicU64>,
     _serving: JoinSet<()>,
 }
 
 impl Flip {
-    /// Binds a port on loopback. Connections are closed until [`Flip::aim`] has said where they lead.
+    /// Binds a port of 127.0.0.1 and leads to the same port of `target`, another address of loopback. So the agent that
+    /// listens there is known by the proxy's address: the seeder takes it to be where its requests come from.
     ///
     /// # Errors
     /// No port can be bound.
-    pub async fn start() -> Result<Self> {
+    pub async fn start(target: IpAddr) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("bind the proxy")?;
         let address = listener.local_addr()?;
-        let target = Arc::new(Mutex::new(None));
+        let target = SocketAddr::new(target, address.port());
         let flipped = Arc::new(AtomicU64::new(0));
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, Arc::clone(&target), Arc::clone(&flipped)));
-        Ok(Self { address, target, flipped, _serving: serving })
+        serving.spawn(serve(listener, target, Arc::clone(&flipped)));
+        Ok(Self { address, flipped, _serving: serving })
     }
 
     /// Where it listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// Where connections lead.
-    pub fn aim(&self, target: SocketAddr) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(target);
     }
 
     /// Data frames that were spoilt so far.
@@ -66,10 +61,9 @@ impl Flip {
     }
 }
 
-async fn serve(listener: TcpListener, target: Arc<Mutex<Option<SocketAddr>>>, flipped: Arc<AtomicU64>) {
+async fn serve(listener: TcpListener, target: SocketAddr, flipped: Arc<AtomicU64>) {
     let mut connections = JoinSet::new();
     while let Ok((from, _)) = listener.accept().await {
-        let target = *target.lock().unwrap_or_else(PoisonError::into_inner);
         let flipped = Arc::clone(&flipped);
         // A connection that breaks is the peers' matter.
         connections.spawn(async move { pass(from, target, &flipped).await.unwrap_or_default() });
@@ -77,8 +71,8 @@ async fn serve(listener: TcpListener, target: Arc<Mutex<Option<SocketAddr>>>, fl
     }
 }
 
-async fn pass(from: TcpStream, target: Option<SocketAddr>, flipped: &AtomicU64) -> Result<()> {
-    let to = TcpStream::connect(target.context("not aimed yet")?).await?;
+async fn pass(from: TcpStream, target: SocketAddr, flipped: &AtomicU64) -> Result<()> {
+    let to = TcpStream::connect(target).await?;
     for stream in [&from, &to] {
         stream.set_nodelay(true)?;
     }
