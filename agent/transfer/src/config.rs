@@ -42,8 +42,16 @@ pub struct Config {
     pub upload_wait: Span,
     /// Uploads that wait for one peer.
     pub upload_queue_per_peer_max: u32,
-    /// An upload in transmission for longer than this no longer holds a slot: its receiver is the bottleneck.
-    pub upload_slot_span: Span,
+    /// Pieces in transmission at once where a piece takes less than `pipeline_ahead`: there the time between one piece
+    /// and the next counts for more than the time that a piece takes.
+    pub upload_slots_max: u32,
+    /// An upload that takes this many times as long as the fastest of late no longer holds a slot: its receiver is the
+    /// bottleneck, not this node's uplink.
+    pub upload_slow_factor: u32,
+    /// An upload holds its slot for at least this: below it, chance decides how long a piece takes.
+    pub upload_slot_min: Span,
+    /// An upload in transmission for longer than this holds no slot, whatever others take.
+    pub upload_slot_max: Span,
     /// Requests to the seeder under way at once for a blob.
     pub seeder_requests_max: u32,
     /// Pieces asked of the seeder in one request.
@@ -58,6 +66,8 @@ pub struct Config {
     pub progress_timeout: Span,
     /// A request without a byte for so long is taken back and asked of another.
     pub request_timeout: Span,
+    /// A request to the seeder may wait so long for its turn there: in a crowd everybody waits.
+    pub seeder_patience: Span,
     /// A request that has taken this many times its peer's usual time per piece is taken back if another can serve it.
     pub slow_factor: u32,
     /// News of gained pieces go out at most this often, so that fast transfers batch them.
@@ -98,13 +108,17 @@ impl Default for Config {
             upload_queue_base: 4,
             upload_wait: Span::from_secs(1),
             upload_queue_per_peer_max: 16,
-            upload_slot_span: Span::from_secs(5),
+            upload_slots_max: 8,
+            upload_slow_factor: 4,
+            upload_slot_min: Span::from_millis(50),
+            upload_slot_max: Span::from_secs(5),
             seeder_requests_max: 2,
             seeder_batch: 1,
             introduction_grace: Span::from_millis(300),
             seeder_retry_max: Span::from_secs(2),
             progress_timeout: Span::from_secs(3),
             request_timeout: Span::from_secs(5),
+            seeder_patience: Span::from_secs(20),
             slow_factor: 4,
             have_interval: Span::from_millis(10),
             busy_rest_min: Span::from_millis(1),

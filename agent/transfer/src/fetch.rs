@@ -178,6 +178,12 @@ impl Node {
         self.actions.push_back(Action::Fetch { request, peer, blob: id, piece: piece.get(), priority });
     }
 
+    /// When a request counts as starved.
+    pub(crate) fn deadline(&self, request: &Request) -> Time {
+        let waits = matches!(&request.target, Target::Seeder { pieces } if pieces.is_empty());
+        request.last + if waits { self.config.seeder_patience.max(self.patience()) } else { self.patience() }
+    }
+
     /// How long a request may go without a byte.
     pub(crate) fn patience(&self) -> Span {
         self.config.request_timeout.max(self.usual.times(u64::from(self.config.slow_factor)))
@@ -397,9 +403,8 @@ impl Node {
 
     /// Takes back what has starved, and asks others.
     pub(crate) fn expire_requests(&mut self) {
-        let patience = self.patience();
         let now = self.now;
-        let starved = |r: &Request| now.since(r.last) >= patience;
+        let starved = |r: &Request| now >= self.deadline(r);
         let ids: Vec<RequestId> = self.requests.iter().filter(|(_, r)| starved(r)).map(|(id, _)| id).collect();
         for id in ids {
             let Some(request) = self.requests.get(id) else { continue };

@@ -51,6 +51,8 @@ pub struct Node {
     pub(crate) queue_limit: usize,
     /// Time between two uploads' ends while they follow one another, smoothed.
     pub(crate) upload_pace: Span,
+    /// How long the fastest upload of late took.
+    pub(crate) upload_best: Span,
     pub(crate) uploaded_at: Time,
     /// Order of arrival of uploads.
     pub(crate) sequence: u64,
@@ -84,6 +86,7 @@ impl Node {
             config,
             queue_limit,
             upload_pace: Span::ZERO,
+            upload_best: Span::ZERO,
             uploaded_at: now,
             rng: SplitMix::new(seed),
             now,
@@ -314,14 +317,14 @@ impl Node {
         self.tell_due();
         self.tell_stalled();
         self.dial_due = true;
-        let (now, patience) = (self.now, self.patience());
+        let now = self.now;
         let mut wake = self.wake;
         let mut later = |at: Time| {
             if at > now {
                 wake = wake.min(at);
             }
         };
-        self.requests.iter().for_each(|(_, request)| later(request.last + patience));
+        self.requests.iter().for_each(|(_, request)| later(self.deadline(request)));
         for blob in self.fetching.iter().filter_map(|id| self.blobs.get(*id)) {
             let told = if blob.news.is_empty() { now } else { blob.told_at + self.config.have_interval };
             let stalled = blob.progress_at + self.config.stalled_after;

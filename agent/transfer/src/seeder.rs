@@ -39,17 +39,19 @@ impl Node {
             self.requests.insert(Request { blob: id, target, issued: now, last: now, started: false, urgent: false });
         self.blobs.get_mut(id).expect("looked up above").seeder.open += 1;
         self.stats.seeder_asks += 1;
-        self.wake_at(now + self.patience());
+        self.wake_at(now + self.config.seeder_patience.max(self.patience()));
         let max = self.config.seeder_batch;
         self.actions.push_back(Action::AskSeeder { request, blob: id, want, urgent, max, stalled });
     }
 
     pub(crate) fn seeder_gave(&mut self, id: RequestId, given: &[u32]) {
+        let patience = self.patience();
         let Some(request) = self.requests.get_mut(id) else { return };
         let Some(blob) = self.blobs.get_mut(request.blob) else { return };
         let Target::Seeder { pieces } = &mut request.target else { return };
         request.last = self.now;
         blob.seeder.failures = 0;
+        let due = self.now + patience;
         for &index in given {
             // What a peer is bringing meanwhile is left to it; the shell drops the seeder's bytes of it.
             if let Some(piece) = blob.layout.piece(index).filter(|piece| blob.missing.contains(*piece)) {
@@ -57,6 +59,7 @@ impl Node {
                 pieces.push(index);
             }
         }
+        self.wake_at(due);
     }
 
     pub(crate) fn seeder_deferred(&mut self, id: RequestId, retry_after: Span) {

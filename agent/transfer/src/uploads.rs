@@ -14,7 +14,7 @@ use crate::{
     event::Action,
     fetch::smooth,
     ids::{BlobId, PeerId, UploadId},
-    time::Time,
+    time::{Span, Time},
 };
 
 /// A piece that a peer asked for.
@@ -95,6 +95,9 @@ impl Node {
         let busy = self.now.since(started.max(self.uploaded_at));
         self.uploaded_at = self.now;
         smooth(&mut self.upload_pace, busy);
+        // The fastest of late: it is forgotten slowly, so that a link that has become slower is believed in the end.
+        let (best, took) = (self.upload_best.as_nanos(), self.now.since(started).as_nanos());
+        self.upload_best = Span::from_nanos(if best == 0 { took } else { took.min(best + best / 32 + 1) });
         let fit = self.config.upload_wait.as_nanos() / self.upload_pace.as_nanos().max(1);
         let (base, max) = (self.config.upload_queue_base as usize, self.config.upload_queue_max as usize);
         self.queue_limit = usize::try_from(fit).unwrap_or(max).clamp(base.min(max), max);
@@ -102,7 +105,7 @@ impl Node {
 
     /// Starts uploads while slots are free.
     pub(crate) fn upload(&mut self) {
-        while !self.waiting.is_empty() && self.slots_taken() < self.config.upload_slots {
+        while !self.waiting.is_empty() && self.slots_taken() < self.slots() {
             let key = |id: &UploadId| {
                 let upload = self.uploads.get(*id)?;
                 let peer = self.peers.get(upload.peer)?;
@@ -132,7 +135,7 @@ impl Node {
         if !self.waiting.is_empty() {
             let oldest = self.sending.iter().filter_map(|id| self.uploads.get(*id)?.started).min();
             if let Some(oldest) = oldest {
-                let due = oldest + self.config.upload_slot_span;
+                let due = oldest + self.slot_span();
                 if due > self.now {
                     self.wake_at(due);
                 }
@@ -140,11 +143,27 @@ impl Node {
         }
     }
 
+    /// Pieces that may be in transmission at once.
+    fn slots(&self) -> u32 {
+        let pace = self.upload_pace.as_nanos();
+        let ahead = self.config.pipeline_ahead.as_nanos().checked_div(pace).unwrap_or(0);
+        let (least, most) = (self.config.upload_slots, self.config.upload_slots_max);
+        u32::try_from(ahead).unwrap_or(most).clamp(least.min(most), most)
+    }
+
+    /// How long an upload holds its slot.
+    fn slot_span(&self) -> Span {
+        let slow = self.upload_best.times(u64::from(self.config.upload_slow_factor));
+        let most = self.config.upload_slot_max;
+        if slow == Span::ZERO { most } else { slow.max(self.config.upload_slot_min).min(most) }
+    }
+
     /// Slots held: an upload that lasts long is held up by its receiver, and holds none.
     fn slots_taken(&self) -> u32 {
+        let span = self.slot_span();
         let fresh = |id: &&UploadId| {
             let started = self.uploads.get(**id).and_then(|upload| upload.started);
-            started.is_some_and(|started| self.now.since(started) < self.config.upload_slot_span)
+            started.is_some_and(|started| self.now.since(started) < span)
         };
         u32::try_from(self.sending.iter().filter(fresh).count()).unwrap_or(u32::MAX)
     }
