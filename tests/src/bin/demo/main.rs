@@ -68,7 +68,24 @@ async fn demo(arguments: &Arguments) -> Result<Figures> {
     let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate lies in the clone")?;
     let directory = arguments.directory.clone().unwrap_or_else(|| clone.join("target/demo"));
     let image = make_image(&directory, arguments.image_mib).await?;
-    let cluster = Cluster::start(usize::from(arguments.agents)).await.context("start the processes")?;
+    let mut cluster = Cluster::start(usize::from(arguments.agents)).await.context("start the processes")?;
+    // Ctrl-C drops it: nobody wants to read nine logs then.
+    cluster.keep_quiet();
+    let result = measure(arguments, &cluster, &image).await;
+    let mut figures = result.inspect_err(|_| cluster.show_logs())?;
+    if !figures.failures.is_empty() {
+        cluster.show_logs();
+    }
+    if let Err(error) = cluster.finish().await {
+        figures.failures.push(format!("{error:#}"));
+    }
+    figures.print();
+    figures.write(&directory.join("report.json"))?;
+    Ok(figures)
+}
+
+/// Pushes, pulls through all, and holds what was measured against what it must be.
+async fn measure(arguments: &Arguments, cluster: &Cluster, image: &RealImage) -> Result<Figures> {
     line(&format!(
         "seeder at {}, {} agents at {}",
         cluster.seeder.addresses().registry,
@@ -79,18 +96,16 @@ async fn demo(arguments: &Arguments) -> Result<Figures> {
     push::image(&cluster.seeder.client(), REPOSITORY, TAG, &image.image).await.context("push to the seeder")?;
     line(&format!("pushed to the seeder in {:.1} s", started.elapsed().as_secs_f64()));
     let sent_before = figures::sent_by(&cluster.seeder).await?;
-    let reports = pull_through_all(&cluster, &image).await?;
+    let reports = pull_through_all(cluster, image).await?;
     let sent = figures::sent_by(&cluster.seeder).await?.saturating_sub(sent_before);
     let mut figures = Figures::new(image.image.unique_bytes(), sent);
     for (agent, report) in cluster.agents.iter().zip(&reports) {
         figures.agents.push(AgentFigures::read(agent, report).await?);
     }
     if !arguments.no_docker {
-        docker::leg(&cluster, &image, &mut figures).await;
+        docker::leg(cluster, image, &mut figures).await;
     }
-    figures.judge(&cluster, &image.image);
-    figures.print();
-    figures.write(&directory.join("report.json"))?;
+    figures.judge(cluster, &image.image);
     Ok(figures)
 }
 
