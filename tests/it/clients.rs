@@ -110,18 +110,38 @@ async fn containerd_pushes_to_the_seeder_pulls_through_an_agent_and_runs_it() ->
     cluster.finish().await
 }
 
-/// The mirror is asked with `?ns=`; the agent's own count shows that the layers came through it.
+/// Where the seeder keeps what a mirror of ghcr.io is asked for. Nothing of these tests reaches ghcr.io itself.
+const MIRRORED: &str = "ghcr.io/clients/mirrored";
+
+/// Pushes the runnable image as [`MIRRORED`] and as what it is called at the seeder.
+async fn push_mirrored(cluster: &Cluster) -> Result<u64> {
+    let image = images::runnable()?.image;
+    for repository in [MIRRORED, "clients/mirrored"] {
+        push::image(&cluster.seeder.client(), repository, "1", &image).await?;
+    }
+    Ok(image.layers.iter().map(|layer| layer.blob.size).sum())
+}
+
+/// The layers came through the agent, not past it.
+async fn came_through(cluster: &Cluster, bytes: u64) -> Result<()> {
+    let received = cluster.agents[0].metrics().await?.count(names::AGENT_RECEIVED, &[]);
+    ensure!(received >= bytes, "the agent received {received} bytes of {bytes}");
+    Ok(())
+}
+
+/// With a `hosts.toml` containerd asks the mirror with `?ns=`.
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_pulls_through_the_mirror_of_its_hosts_toml() -> Result<()> {
     let Some(cluster) = ready(&["containerd", "ctr", ISOLATION[0], ISOLATION[1]]).await? else { return Ok(()) };
-    let image = images::runnable()?;
-    push::image(&cluster.seeder.client(), "clients/mirrored", "1", &image.image).await?;
+    let bytes = push_mirrored(&cluster).await?;
     let containerd = Containerd::start(cluster.path()).await?;
-    let name = format!("{}/clients/mirrored:1", cluster.seeder.addresses().registry);
-    containerd.pull_through(cluster.agents[0].addresses().registry, &name).await?;
-    greets(&containerd.run(&name).await?)?;
-    let received = cluster.agents[0].metrics().await?.count(names::AGENT_RECEIVED, &[]);
-    ensure!(received >= image.image.layers.iter().map(|layer| layer.blob.size).sum(), "the agent got {received} bytes");
+    let agent = cluster.agents[0].addresses().registry;
+    for name in [format!("{MIRRORED}:1"), format!("{}/clients/mirrored:1", cluster.seeder.addresses().registry)] {
+        containerd.pull_through(agent, &name).await.with_context(|| name.clone())?;
+        greets(&containerd.run(&name).await?)?;
+        containerd.forget(&name).await?;
+    }
+    came_through(&cluster, bytes).await?;
     containerd.stop().await?;
     cluster.finish().await
 }
@@ -133,20 +153,25 @@ async fn podman_pushes_to_the_seeder_pulls_through_an_agent_and_runs_it() -> Res
     cluster.finish().await
 }
 
-/// The registry stands in the path, as registries.conf has it for CRI-O and podman.
+/// podman and CRI-O never send `?ns=`: the registry stands in the mirror's path.
 #[tokio::test(flavor = "multi_thread")]
 async fn podman_pulls_through_the_mirror_of_its_registries_conf() -> Result<()> {
     let Some(cluster) = ready(&["podman", ISOLATION[1]]).await? else { return Ok(()) };
-    let image = images::runnable()?;
-    push::image(&cluster.seeder.client(), "clients/mirrored", "1", &image.image).await?;
+    let bytes = push_mirrored(&cluster).await?;
     let podman = Podman::new(cluster.path())?;
-    let registry = cluster.seeder.addresses().registry.to_string();
-    podman.mirror(&registry, cluster.agents[0].addresses().registry)?;
-    let name = format!("{registry}/clients/mirrored:1");
-    podman.pull(&name).await?;
-    greets(&podman.run(&name).await?)?;
-    let received = cluster.agents[0].metrics().await?.count(names::AGENT_RECEIVED, &[]);
-    ensure!(received >= image.image.layers.iter().map(|layer| layer.blob.size).sum(), "the agent got {received} bytes");
+    let agent = cluster.agents[0].addresses().registry;
+    let seeder = cluster.seeder.addresses().registry.to_string();
+    let mirrors = [
+        ("ghcr.io", format!("{agent}/ghcr.io"), format!("{MIRRORED}:1")),
+        (seeder.as_str(), agent.to_string(), format!("{seeder}/clients/mirrored:1")),
+    ];
+    for (registry, mirror, name) in mirrors {
+        podman.mirror(registry, &mirror)?;
+        podman.pull(&name).await.with_context(|| name.clone())?;
+        greets(&podman.run(&name).await?)?;
+        podman.forget(&name).await?;
+    }
+    came_through(&cluster, bytes).await?;
     cluster.finish().await
 }
 

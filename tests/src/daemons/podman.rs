@@ -1,9 +1,6 @@
 //! podman: no daemon, a store of its own.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -65,14 +62,14 @@ impl Podman {
         self.podman(&["pull", "--tls-verify=false", image]).await.map(drop)
     }
 
-    /// Makes `mirror` the mirror of `registry`, with the registry in the path.
+    /// Makes `mirror` the mirror of `registry`: an address, with a path if names get one in front.
     ///
     /// # Errors
     /// The settings cannot be written.
-    pub fn mirror(&self, registry: &str, mirror: SocketAddr) -> Result<()> {
+    pub fn mirror(&self, registry: &str, mirror: &str) -> Result<()> {
         let settings = format!(
             "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\n\
-             [[registry.mirror]]\nlocation = \"{mirror}/{registry}\"\ninsecure = true\n"
+             [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
         );
         Ok(std::fs::write(self.directory.join("registries.conf"), settings)?)
     }
