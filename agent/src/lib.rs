@@ -11,19 +11,26 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+pub mod admin;
 pub mod config;
 pub mod handle;
+pub mod http;
 pub mod identity;
 pub mod metrics;
+pub mod peer;
+pub mod status;
 pub mod store;
 pub mod upstream;
 
 pub use config::Config;
+pub use status::Addresses;
 
 /// What the loop is given. The module `agent` offers
 /// `async fn start(parts: Parts) -> anyhow::Result<Loop>`: it binds the ports of `config.listen.libp2p` and
 /// `config.listen.peer`, calls [`Upstream::set_self`](upstream::Upstream::set_self) with what others can reach, starts
-/// its task and returns the bound addresses; `Loop::wait` ends when that task has, after `shutdown` or because it failed.
+/// its task and returns `Loop { libp2p: Vec<SocketAddr>, peer: Vec<SocketAddr>, .. }` with what was bound;
+/// `async fn Loop::wait(&mut self) -> anyhow::Result<()>`, cancel-safe, ends when that task has, after `shutdown` or
+/// because it failed.
 /// When it starts, the membership is in [`Upstream::member`](upstream::Upstream::member) already, if it could be had.
 #[derive(Debug)]
 pub struct Parts {

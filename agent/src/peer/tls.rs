@@ -132,9 +132,7 @@ fn identified(stream: TlsStream<TcpStream>) -> Result<(TlsStream<TcpStream>, Nod
 
 /// The algorithms, AES-128-GCM first where the CPU has AES: there it costs a third of ChaCha20-Poly1305.
 fn crypto() -> CryptoProvider {
-    use provider::cipher_suite::{
-        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
-    };
+    use provider::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
     let mut suites = vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256];
     if !cpu_has_aes() {
         suites.reverse();
@@ -220,7 +218,11 @@ fn parse_extension(value: &[u8]) -> Option<([u8; 32], [u8; 64])> {
 struct Verifier;
 
 impl Verifier {
-    fn verify(message: &[u8], der: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, TlsError> {
+    fn verify(
+        message: &[u8],
+        der: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
         if dss.scheme != SignatureScheme::ECDSA_NISTP256_SHA256 {
             return Err(TlsError::InvalidCertificate(CertificateError::BadSignature));
         }

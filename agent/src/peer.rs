@@ -1,0 +1,587 @@
+//! The peer protocol: one TCP connection a pair of nodes, for all blobs, in both directions.
+//!
+//! ```text
+//! Endpoint::listen ─┐                      ┌─ reader task: frames → checks → PieceWriter / Event ─► the loop
+//!                   ├─ TLS ─ greeting ─ Up ┤
+//! Endpoint::dial  ──┘                      └─ writer task: control frames, then pieces            ◄─ Link
+//! ```
+//!
+//! A connection that got through TLS and greeting ends up as one [`Event::Up`] with a [`Link`], whoever dialled; all
+//! that is heard on it follows as further events on the same bounded queue, and [`Event::Down`] is the last. When that
+//! queue is full the readers stop reading, so a busy loop slows its peers instead of piling up their words.
+//!
+//! **What a peer can do to us.** Nothing before it has shown who it is and that it is a member. Afterwards: a frame
+//! that cannot be read, is too long, or carries data that nobody asked for ends the connection; bytes go to disk only
+//! for requests that are open, never past the piece's end, and count only once their hash is right. Each bound has a
+//! name below. Who may read what is not decided here but in the loop, from the capabilities that this module checks
+//! and passes up.
+//!
+//! **Keep-alive.** A side that has nothing to say sends an empty [`Message::Signed`] every [`KEEP_ALIVE`]; silence for
+//! [`SILENCE_MAX`] ends the connection. There is no acknowledgement: TCP has its own.
+
+mod counters;
+mod frames;
+mod greeting;
+mod listener;
+mod piece;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod writer;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use shoal_proto::{
+    Digest,
+    envelope::Envelope,
+    have::Have,
+    layout::PieceIndex,
+    message::{Answer, CloseReason, Message, PeerInfo, Priority, Question, RefuseReason},
+    signed::{Capability, KeySet, Labels, NodeId},
+};
+use shoal_transfer::ids::{RequestId, UploadId};
+use tokio::{net::TcpStream, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use counters::{Counters, Refused};
+pub use greeting::{GreetError, Greeted};
+pub use piece::{Partial, Sender};
+pub use tls::TlsSetupError;
+
+use self::{
+    piece::Receipts,
+    writer::{Out, Upload},
+};
+use crate::{identity::Identity, store::Blob};
+
+/// Time for TCP, TLS and greeting together, on either side: a few round trips across the world, and a loaded CPU.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Incoming handshakes at once. Each costs two signatures and about 40 KiB; a flood must not cost more.
+pub const HANDSHAKES_MAX: usize = 64;
+/// Of those from one address: many nodes may share one (a test on loopback, NAT), none may take all places.
+pub const HANDSHAKES_PER_IP_MAX: usize = 32;
+/// Incoming connections that are up. The policy dials at most 200; twice as many may dial us.
+pub const INCOMING_MAX: usize = 400;
+/// Control frames that may wait for the writer. More than a peer can owe us answers for; a peer that lets this many pile
+/// up does not read, and is dropped.
+pub const OUTBOX_MAX: usize = 1024;
+/// Events that may wait for the loop, of all connections together; then readers stop.
+pub const EVENTS_MAX: usize = 1024;
+/// A peer that takes no byte for so long is dropped.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(20);
+/// Pause after which a silent side says that it is there.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// A peer that says nothing for so long is gone: three keep-alives.
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Blob bytes in one data frame that we send: an urgent frame or a cancel waits for at most this much.
+pub const DATA_FRAME_LEN: usize = 128 << 10;
+/// Requests that one peer may have open with us. The policy of a peer like us asks for 8; the queue behind refuses
+/// earlier.
+pub const PEER_REQUESTS_MAX: usize = 64;
+/// Time for the last frame to leave after a connection was closed from this side.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How bytes travel between peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// TLS 1.3; the certificates are the nodes.
+    #[default]
+    Tls,
+    /// In the clear, with sendfile; nodes sign each other's nonces. For trusted networks only: pieces are verified all
+    /// the same, but who stands between can read them and pose as either end after the greeting.
+    Plain,
+}
+
+/// What a connection must know of the fleet. Asked anew for each greeting.
+pub trait Fleet: fmt::Debug + Send + Sync + 'static {
+    /// The keys that may sign.
+    fn keys(&self) -> Arc<KeySet>;
+    /// This node's membership, to be shown.
+    fn membership(&self) -> Option<Envelope>;
+    /// Whether the membership of that serial was revoked.
+    fn is_revoked(&self, serial: u64) -> bool;
+    /// Somebody showed an envelope of a key that is not known: a newer key set may exist.
+    fn unknown_key(&self);
+}
+
+/// Names a connection; never used twice in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// What happens on connections.
+#[derive(Debug)]
+pub enum Event {
+    /// A connection is up, its peer known and a member.
+    Up(Box<Up>),
+    /// A dial failed.
+    DialFailed {
+        /// As given to [`Endpoint::dial`].
+        dial: u64,
+        /// Why.
+        error: GreetError,
+    },
+    /// Something was heard.
+    Heard {
+        /// On which connection.
+        link: LinkId,
+        /// What.
+        heard: Heard,
+    },
+    /// The connection is gone. The last event of it.
+    Down {
+        /// Which.
+        link: LinkId,
+        /// Why.
+        down: Down,
+    },
+}
+
+/// A new connection.
+#[derive(Debug)]
+pub struct Up {
+    /// Its near end.
+    pub link: Link,
+    /// Who is at the far end, where it can be reached, and where it stands by its membership.
+    pub peer: PeerInfo,
+    /// The far end's address.
+    pub remote: SocketAddr,
+    /// The dial that it comes from; `None` if the peer dialled.
+    pub dial: Option<u64>,
+}
+
+/// What was heard on a connection.
+#[derive(Debug)]
+pub enum Heard {
+    /// A capability that the fleet has signed; subject and time are for the one who acts on it to check.
+    Capability(Box<Capability>),
+    /// Signed things, not yet opened.
+    Signed(Vec<Envelope>),
+    /// A question.
+    Ask {
+        /// To be repeated.
+        id: u32,
+        /// What.
+        question: Question,
+    },
+    /// An answer.
+    Tell {
+        /// The question's.
+        id: u32,
+        /// What.
+        answer: Answer,
+    },
+    /// What the peer holds.
+    Have {
+        /// The blob.
+        digest: Digest,
+        /// Which pieces.
+        have: Have,
+    },
+    /// The peer asks for a piece.
+    Request {
+        /// The peer's id for it.
+        id: u32,
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: u32,
+        /// From which byte of the piece on.
+        offset: u32,
+        /// How urgent.
+        priority: Priority,
+    },
+    /// The peer takes a request back.
+    Cancel {
+        /// The peer's id for it.
+        id: u32,
+    },
+    /// The peer will not serve a request of ours.
+    Refused {
+        /// The core's request.
+        request: RequestId,
+        /// Why.
+        reason: RefuseReason,
+    },
+    /// The peer names others.
+    Peers {
+        /// Interested in this image.
+        image: Digest,
+        /// Who.
+        peers: Vec<PeerInfo>,
+    },
+    /// The peer got a bad piece from us.
+    BadPiece {
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: u32,
+    },
+    /// Bytes have come for a request.
+    Progress {
+        /// The core's request.
+        request: RequestId,
+        /// Bytes of the piece that are there.
+        bytes: u64,
+    },
+    /// A piece is verified and stored.
+    Stored {
+        /// The core's request.
+        request: RequestId,
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: PieceIndex,
+        /// Bytes of it that came on this connection.
+        bytes: u64,
+    },
+    /// A piece did not have its hash.
+    Corrupt {
+        /// The core's request.
+        request: RequestId,
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: PieceIndex,
+        /// Whether every byte came from this peer.
+        sole_sender: bool,
+    },
+    /// A piece could not be written here.
+    WriteFailed {
+        /// The core's request.
+        request: RequestId,
+        /// The blob.
+        digest: Digest,
+        /// Whether the disk is full.
+        full: bool,
+    },
+    /// What came of a piece whose request was taken back while its bytes were being written.
+    Returned(Box<Partial>),
+    /// All bytes of an upload are with the kernel, or it was taken back, or failed here.
+    UploadEnded {
+        /// The upload.
+        upload: UploadId,
+        /// Bytes sent.
+        bytes: u64,
+    },
+}
+
+/// Why a connection is gone.
+#[derive(Debug, thiserror::Error)]
+pub enum Down {
+    /// The peer said so.
+    #[error("the peer closed the connection: {0:?}")]
+    Closed(CloseReason),
+    /// This side ended it.
+    #[error("closed from here: {0:?}")]
+    Here(CloseReason),
+    /// The socket broke, or ended without a word.
+    #[error("the connection broke: {0}")]
+    Io(#[from] std::io::Error),
+    /// The peer broke the protocol.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(String),
+    /// The peer fell silent, or took nothing.
+    #[error("the peer {0}")]
+    Stalled(&'static str),
+}
+
+/// All that connections of one node share.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    identity: Identity,
+    /// `None` in mode `plain`.
+    tls: Option<tls::Tls>,
+    fleet: Arc<dyn Fleet>,
+    me: RwLock<PeerInfo>,
+    counters: Arc<Counters>,
+    events: mpsc::Sender<Event>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    next_link: std::sync::atomic::AtomicU64,
+}
+
+impl Endpoint {
+    /// An endpoint for `identity`. Its events go to the returned queue; its tasks end when `stop` is cancelled.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(
+        identity: Identity,
+        mode: Mode,
+        fleet: Arc<dyn Fleet>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<(Self, mpsc::Receiver<Event>), TlsSetupError> {
+        let tls = match mode {
+            Mode::Tls => Some(tls::Tls::new(&identity)?),
+            Mode::Plain => None,
+        };
+        let (events, queue) = mpsc::channel(EVENTS_MAX);
+        let me = PeerInfo { node: identity.node(), peer: Vec::new(), libp2p: Vec::new(), labels: Labels::default() };
+        let shared = Shared {
+            identity,
+            tls,
+            fleet,
+            me: RwLock::new(me),
+            counters: Arc::default(),
+            events,
+            tasks,
+            stop,
+            next_link: std::sync::atomic::AtomicU64::new(1),
+        };
+        Ok((Self { shared: Arc::new(shared) }, queue))
+    }
+
+    /// Who this node is.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.shared.identity.node()
+    }
+
+    /// What greetings say of this node from now on.
+    pub fn set_self(&self, me: PeerInfo) {
+        *self.shared.me.write().unwrap_or_else(PoisonError::into_inner) = me;
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
+    }
+
+    /// Dials the addresses in turn until one answers as `node` (as anybody, if `None`). Answered by [`Event::Up`] or
+    /// [`Event::DialFailed`] with the number `dial`.
+    pub fn dial(&self, dial: u64, addresses: Vec<SocketAddr>, node: Option<NodeId>) {
+        let endpoint = self.clone();
+        let stop = self.shared.stop.clone();
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = endpoint.dial_any(dial, addresses, node) => {}
+            }
+        });
+    }
+
+    async fn dial_any(&self, dial: u64, addresses: Vec<SocketAddr>, node: Option<NodeId>) {
+        let mut error = GreetError::NoAddress;
+        for address in addresses {
+            let attempt = async {
+                let tcp = TcpStream::connect(address).await?;
+                greeting::greet(&self.shared, tcp, Some(node)).await
+            };
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, attempt).await {
+                Ok(Ok(greeted)) => return self.up(greeted, Some(dial)).await,
+                Ok(Err(failed)) => error = failed,
+                Err(_) => error = GreetError::Timeout,
+            }
+        }
+        let _ = self.shared.events.send(Event::DialFailed { dial, error }).await;
+    }
+
+    /// Announces a greeted connection and starts its tasks.
+    async fn up(&self, greeted: Greeted, dial: Option<u64>) {
+        let shared = &self.shared;
+        let id = LinkId(shared.next_link.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let (outbox, queue) = mpsc::channel(OUTBOX_MAX);
+        let receipts = Arc::new(Receipts::new(greeted.peer.node));
+        let stop = shared.stop.child_token();
+        let tasks = Tasks {
+            id,
+            shared: shared.clone(),
+            outbox: outbox.clone(),
+            receipts: receipts.clone(),
+            stop: stop.clone(),
+        };
+        let link = Link { id, outbox, receipts, stop };
+        let Greeted { peer, remote, reader, writer } = greeted;
+        if shared.events.send(Event::Up(Box::new(Up { link, peer, remote, dial }))).await.is_err() {
+            return;
+        }
+        shared.counters.connected();
+        shared.tasks.spawn(tasks.run(reader, writer, queue));
+    }
+}
+
+/// The two tasks of a connection, seen as one.
+struct Tasks {
+    id: LinkId,
+    shared: Arc<Shared>,
+    outbox: mpsc::Sender<Out>,
+    receipts: Arc<Receipts>,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    async fn run(self, reader: frames::Source, writer: writer::Sink, queue: mpsc::Receiver<Out>) {
+        let Self { id, shared, outbox, receipts, stop } = self;
+        let events = shared.events.clone();
+        let read = reader::run(id, &shared, &receipts, reader);
+        let write = writer::run(id, &shared.counters, &events, queue, writer);
+        tokio::pin!(read, write);
+        // Whichever ends first says why. When this side ends it, the writer still says goodbye.
+        let down = tokio::select! {
+            down = &mut read => {
+                if matches!(down, Down::Protocol(_)) && outbox.try_send(Out::Close(CloseReason::Protocol)).is_ok() {
+                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut write).await;
+                }
+                down
+            }
+            down = &mut write => down,
+            () = stop.cancelled() => {
+                let goodbye = tokio::time::timeout(CLOSE_TIMEOUT, &mut write).await;
+                goodbye.unwrap_or(Down::Here(CloseReason::Shutdown))
+            }
+        };
+        shared.counters.disconnected(&down);
+        let _ = events.send(Event::Down { link: id, down }).await;
+    }
+}
+
+/// The near end of a connection: what the loop holds.
+#[derive(Debug)]
+pub struct Link {
+    id: LinkId,
+    outbox: mpsc::Sender<Out>,
+    receipts: Arc<Receipts>,
+    stop: CancellationToken,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The peer lets frames pile up: the connection is of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer does not read: {OUTBOX_MAX} frames wait for it")]
+pub struct Overflow;
+
+/// A piece to be asked for.
+#[derive(Debug)]
+pub struct Fetch {
+    /// The core's request.
+    pub request: RequestId,
+    /// Where its bytes go; the request starts where those stop.
+    pub partial: Partial,
+    /// How urgent.
+    pub priority: Priority,
+}
+
+/// A piece to be sent.
+#[derive(Debug)]
+pub struct Serve {
+    /// The upload.
+    pub upload: UploadId,
+    /// The peer's id for its request.
+    pub request: u32,
+    /// The blob.
+    pub blob: Arc<Blob>,
+    /// The piece; stored.
+    pub piece: PieceIndex,
+    /// The first byte of the piece that is wanted.
+    pub offset: u32,
+    /// How urgent.
+    pub priority: Priority,
+}
+
+/// What became of a request that was taken back.
+#[derive(Debug)]
+pub enum TakenBack {
+    /// What had come of the piece.
+    Partial(Box<Partial>),
+    /// Bytes are being written right now; [`Heard::Returned`], [`Heard::Stored`] or [`Heard::Corrupt`] will follow.
+    InHand,
+    /// It was over.
+    Over,
+}
+
+impl Link {
+    /// Its name.
+    #[must_use]
+    pub const fn id(&self) -> LinkId {
+        self.id
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// Too much waits to be sent; close the connection.
+    pub fn send(&self, message: Message) -> Result<(), Overflow> {
+        self.push(Out::Message(message))
+    }
+
+    /// Asks for a piece. What comes of it is told under `fetch.request`.
+    ///
+    /// # Errors
+    /// Too much waits to be sent; close the connection.
+    pub fn fetch(&self, fetch: Fetch) -> Result<(), Overflow> {
+        let Fetch { request, partial, priority } = fetch;
+        let (digest, piece) = (*partial.digest(), partial.piece().get());
+        let offset = partial.offset();
+        let id = self.receipts.open(request, partial);
+        self.send(Message::Request { id, digest, piece, offset, priority })
+    }
+
+    /// Takes a request for a piece back.
+    ///
+    /// # Errors
+    /// Too much waits to be sent; close the connection.
+    pub fn take_back(&self, request: RequestId) -> Result<TakenBack, Overflow> {
+        match self.receipts.take_back(request) {
+            None => Ok(TakenBack::Over),
+            Some((id, partial)) => {
+                self.send(Message::Cancel { id })?;
+                Ok(partial.map_or(TakenBack::InHand, |partial| TakenBack::Partial(Box::new(partial))))
+            }
+        }
+    }
+
+    /// Sends a piece. Answered by [`Heard::UploadEnded`].
+    ///
+    /// # Errors
+    /// Too much waits to be sent; close the connection.
+    pub fn serve(&self, serve: Serve) -> Result<(), Overflow> {
+        self.push(Out::Serve(Upload::new(serve)))
+    }
+
+    /// Stops sending a piece. Answered by [`Heard::UploadEnded`].
+    ///
+    /// # Errors
+    /// Too much waits to be sent; close the connection.
+    pub fn stop_serving(&self, upload: UploadId) -> Result<(), Overflow> {
+        self.push(Out::StopServing(upload))
+    }
+
+    /// Says why, and ends the connection.
+    pub fn close(&self, reason: CloseReason) {
+        // A full queue means that nobody would read the reason either.
+        let _ = self.push(Out::Close(reason));
+        self.stop.cancel();
+    }
+
+    /// What had come of pieces that were asked for: to be called once the connection is down.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<Partial> {
+        self.receipts.leftovers()
+    }
+
+    fn push(&self, out: Out) -> Result<(), Overflow> {
+        match self.outbox.try_send(out) {
+            // A connection that is closed says so itself, by its last event.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(Overflow),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The writing side of a connection: control frames first, then pieces, a frame of each in turn.
+
+use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
+
+use rustix::net::SendFlags;
+use shoal_proto::message::{CloseReason, DATA_HEADER_LEN, Message, Priority, RefuseReason, data_header};
+use shoal_transfer::ids::UploadId;
+use tokio::{
+    io::{AsyncWriteExt, Interest, WriteHalf},
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    sync::mpsc,
+    task::block_in_place,
+    time::timeout,
+};
+use tokio_rustls::TlsStream;
+
+use super::{Counters, DATA_FRAME_LEN, Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, WRITE_STALL_MAX};
+use crate::store::InUse;
+
+/// Control frames are gathered up to about this much before they are written.
+const BATCH_LEN: usize = 64 << 10;
+
+/// What the writer is told.
+#[derive(Debug)]
+pub(super) enum Out {
+    Message(Message),
+    Serve(Upload),
+    StopServing(UploadId),
+    Close(CloseReason),
+}
+
+/// A piece on its way out.
+#[derive(Debug)]
+pub(super) struct Upload {
+    upload: UploadId,
+    request: u32,
+    blob: InUse,
+    piece: shoal_proto::layout::PieceIndex,
+    /// The next byte, in the blob.
+    at: u64,
+    end: u64,
+    start: u64,
+    priority: Priority,
+}
+
+impl Upload {
+    pub(super) fn new(serve: Serve) -> Self {
+        let Serve { upload, request, blob, piece, offset, priority } = serve;
+        let range = blob.layout().range(piece);
+        let at = (range.start + u64::from(offset)).min(range.end);
+        Self { upload, request, blob: blob.guard(), piece, at, end: range.end, start: at, priority }
+    }
+}
+
+/// The writing half of a connection.
+pub(super) enum Sink {
+    Tls(WriteHalf<TlsStream<TcpStream>>),
+    Plain(OwnedWriteHalf),
+}
+
+/// Writes until the connection ends; says why.
+pub(super) async fn run(
+    link: LinkId,
+    counters: &Arc<Counters>,
+    events: &mpsc::Sender<Event>,
+    mut queue: mpsc::Receiver<Out>,
+    sink: Sink,
+) -> Down {
+    let mut writer =
+        Writer { link, counters, events, sink, control: Vec::new(), uploads: VecDeque::new(), buffer: Vec::new() };
+    loop {
+        let result = writer.turn(&mut queue).await;
+        if let Err(down) = result {
+            return down;
+        }
+    }
+}
+
+struct Writer<'a> {
+    link: LinkId,
+    counters: &'a Arc<Counters>,
+    events: &'a mpsc::Sender<Event>,
+    sink: Sink,
+    control: Vec<u8>,
+    /// Served in turn, the most urgent ones before all others. Bounded by the loop's upload slots.
+    uploads: VecDeque<Upload>,
+    /// For frames that pass through user space; empty while none do.
+    buffer: Vec<u8>,
+}
+
+impl Writer<'_> {
+    /// Takes what waits, writes control frames, then one data frame; waits if there is nothing.
+    async fn turn(&mut self, queue: &mut mpsc::Receiver<Out>) -> Result<(), Down> {
+        if self.uploads.is_empty() {
+            self.buffer = Vec::new();
+            match timeout(KEEP_ALIVE, queue.recv()).await {
+                Ok(Some(out)) => self.take(out).await?,
+                Ok(None) => return Err(Down::Here(CloseReason::Shutdown)),
+                Err(_) => self.control = Message::Signed(Vec::new()).to_frame(),
+            }
+        }
+        while self.control.len() < BATCH_LEN {
+            match queue.try_recv() {
+                Ok(out) => self.take(out).await?,
+                Err(_) => break,
+            }
+        }
+        if !self.control.is_empty() {
+            let control = std::mem::take(&mut self.control);
+            stalled(self.sink.write(&control)).await?;
+        }
+        match self.next_upload() {
+            Some(upload) => self.data(upload).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn take(&mut self, out: Out) -> Result<(), Down> {
+        match out {
+            Out::Message(message) => self.control.extend_from_slice(&message.to_frame()),
+            Out::Serve(upload) => self.uploads.push_back(upload),
+            Out::StopServing(id) => {
+                if let Some(at) = self.uploads.iter().position(|upload| upload.upload == id)
+                    && let Some(upload) = self.uploads.remove(at)
+                {
+                    self.ended(&upload).await?;
+                }
+            }
+            Out::Close(reason) => {
+                self.control.extend_from_slice(&Message::Close { reason }.to_frame());
+                let control = std::mem::take(&mut self.control);
+                stalled(self.sink.write(&control)).await?;
+                let _ = self.sink.shutdown().await;
+                return Err(Down::Here(reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// The most urgent upload, and among equals the one that waited longest.
+    fn next_upload(&mut self) -> Option<Upload> {
+        let best = self.uploads.iter().enumerate().min_by_key(|(at, upload)| (upload.priority, *at)).map(|(at, _)| at);
+        best.and_then(|at| self.uploads.remove(at))
+    }
+
+    /// One frame of an upload.
+    async fn data(&mut self, mut upload: Upload) -> Result<(), Down> {
+        let len = usize::try_from(upload.end - upload.at).unwrap_or(usize::MAX).min(DATA_FRAME_LEN);
+        let blob = upload.blob.blob();
+        // Only what is verified ever leaves: a check of the disk may have taken the piece back meanwhile.
+        if len > 0 && blob.has(upload.piece) {
+            let file = blob.file().clone();
+            let sent = match &self.sink {
+                Sink::Tls(_) => self.copied(&file, &upload, len).await,
+                Sink::Plain(_) => self.sink.send_file(&file, upload.request, upload.at, len).await.map(|()| true),
+            };
+            if sent? {
+                upload.at += len as u64;
+                self.counters.add_sent(len as u64);
+                if upload.at < upload.end {
+                    self.uploads.push_back(upload);
+                    return Ok(());
+                }
+                return self.ended(&upload).await;
+            }
+        }
+        if upload.at < upload.end {
+            let refusal = Message::Refuse { id: upload.request, reason: RefuseReason::Failed };
+            self.control.extend_from_slice(&refusal.to_frame());
+        }
+        self.ended(&upload).await
+    }
+
+    /// Reads a frame's bytes and writes them; false if the file fails.
+    async fn copied(&mut self, file: &std::fs::File, upload: &Upload, len: usize) -> Result<bool, Down> {
+        self.buffer.resize(DATA_HEADER_LEN + DATA_FRAME_LEN, 0);
+        let (header, body) = self.buffer.split_at_mut(DATA_HEADER_LEN);
+        header.copy_from_slice(&data_header(upload.request, len));
+        if let Err(error) = block_in_place(|| file.read_exact_at(&mut body[..len], upload.at)) {
+            tracing::error!(%error, digest = %upload.blob.blob().digest(), "a stored piece cannot be read");
+            return Ok(false);
+        }
+        stalled(self.sink.write(&self.buffer[..DATA_HEADER_LEN + len])).await?;
+        Ok(true)
+    }
+
+    async fn ended(&self, upload: &Upload) -> Result<(), Down> {
+        let heard = Heard::UploadEnded { upload: upload.upload, bytes: upload.at - upload.start };
+        let event = Event::Heard { link: self.link, heard };
+        self.events.send(event).await.map_err(|_| Down::Here(CloseReason::Shutdown))
+    }
+}
+
+/// Limits the time that one write may take.
+async fn stalled(write: impl Future<Output = io::Result<()>>) -> Result<(), Down> {
+    within(WRITE_STALL_MAX, write).await
+}
+
+async fn within(limit: Duration, write: impl Future<Output = io::Result<()>>) -> Result<(), Down> {
+    match timeout(limit, write).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Down::Stalled("takes nothing")),
+    }
+}
+
+impl Sink {
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+            Self::Plain(stream) => stream.write_all(bytes).await,
+        }
+    }
+
+    async fn shutdown(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tls(stream) => stream.shutdown().await,
+            Self::Plain(stream) => stream.shutdown().await,
+        }
+    }
+
+    /// A data frame whose bytes go from the file to the socket within the kernel. Mode `plain` only.
+    async fn send_file(&mut self, file: &std::fs::File, request: u32, at: u64, len: usize) -> Result<(), Down> {
+        let Self::Plain(stream) = self else { return Err(Down::Here(CloseReason::Protocol)) };
+        let stream = stream.as_ref();
+        let header = data_header(request, len);
+        let mut sent = 0;
+        while sent < header.len() {
+            sent += step(stream, || {
+                // `MORE` puts the header into one segment with the bytes that follow.
+                rustix::net::send(stream, &header[sent..], SendFlags::MORE | SendFlags::NOSIGNAL)
+            })
+            .await?;
+        }
+        let mut left = len;
+        while left > 0 {
+            let mut offset = at + (len - left) as u64;
+            // A page that is not cached makes the call wait for the disk.
+            let moved =
+                step(stream, || block_in_place(|| rustix::fs::sendfile(stream, file, Some(&mut offset), left))).await?;
+            if moved == 0 {
+                return Err(Down::Io(io::Error::other("a stored piece's file is too short")));
+            }
+            left -= moved;
+        }
+        Ok(())
+    }
+}
+
+/// One system call on the socket once it takes bytes.
+async fn step(stream: &TcpStream, mut call: impl FnMut() -> rustix::io::Result<usize>) -> Result<usize, Down> {
+    loop {
+        within(WRITE_STALL_MAX, stream.writable()).await?;
+        match stream.try_io(Interest::WRITABLE, || call().map_err(io::Error::from)) {
+            Ok(done) => return Ok(done),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
