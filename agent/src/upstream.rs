@@ -27,7 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use shoal_proto::{
     Digest,
@@ -67,7 +67,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 pub const MANIFEST_LEN_MAX: usize = 4 << 20;
 
 /// A client's `Authorization` header, passed on as it came; or none. Never shown.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Credentials(Option<HeaderValue>);
 
 impl Credentials {
@@ -79,7 +79,7 @@ impl Credentials {
 
     /// Those of a request.
     #[must_use]
-    pub fn of(headers: &http::HeaderMap) -> Self {
+    pub fn of(headers: &HeaderMap) -> Self {
         Self(headers.get(header::AUTHORIZATION).cloned().map(|mut value| {
             value.set_sensitive(true);
             value
@@ -294,8 +294,8 @@ impl Upstream {
             .map_err(|error| self.client.protocol(&path, &error.to_string()))
     }
 
-    /// Passes a request of a client on as it is, apart from hop-by-hop headers: what the agent does not know itself
-    /// (tag lists, referrers). One attempt; any status is a success.
+    /// Passes a request of a client on, with the headers that bear on the answer: what the agent does not know itself
+    /// (tag lists, referrers, blobs of no known image). One attempt; any status is a success.
     ///
     /// # Errors
     /// The seeder is out of reach.
@@ -303,11 +303,15 @@ impl Upstream {
         &self,
         method: Method,
         path_and_query: &str,
-        accept: &[HeaderValue],
+        headers: &HeaderMap,
         credentials: &Credentials,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let mut request = self.client.request(method, path_and_query, credentials);
-        add_accept(&mut request, accept);
+        for name in [header::ACCEPT, header::RANGE, header::IF_RANGE, header::IF_NONE_MATCH] {
+            for value in headers.get_all(&name) {
+                request.headers_mut().append(&name, value.clone());
+            }
+        }
         self.client.send_once(&request).await
     }
 }
