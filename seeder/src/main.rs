@@ -1,2 +1,194 @@
-//! Being built.
-fn main() {}
+//! `shoal-seeder`: parses, starts, waits, exits.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use shoal_seeder::{
+    Config, Seeder, StartError,
+    admin::{self, AskError, Report},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// Exit: usage or configuration.
+const EXIT_USAGE: u8 = 64;
+/// Exit: it failed while running.
+const EXIT_FAILED: u8 = 1;
+/// Threads for disk and database. More only makes them wait for one another.
+const BLOCKING_THREADS: usize = 32;
+
+/// The Shoal seeder: a private OCI registry that feeds a swarm.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the registry.
+    Serve(Serve),
+    /// Tell how the seeder of a data directory is.
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file [default: /etc/shoal/seeder.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where everything is kept.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    common: Common,
+    /// Where the registry listens; may be given several times.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Where health and metrics are served.
+    #[arg(long, value_name = "ADDR:PORT")]
+    status: Option<SocketAddr>,
+    /// Let anybody who reaches the port push, pull and join.
+    #[arg(long)]
+    insecure_open: bool,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check_config: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _closed = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let usage = error.downcast_ref::<shoal_seeder::config::ConfigError>().is_some()
+                || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
+            say(&mut std::io::stderr(), &format!("shoal-seeder: {error:#}"));
+            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED })
+        }
+    }
+}
+
+/// The one writer of what the program says. A reader that has left does not matter.
+fn say(out: &mut impl std::io::Write, text: &str) {
+    let _closed = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("cannot start threads")?;
+    match cli.command {
+        Command::Serve(args) => {
+            let config = config(&args.common, |config| {
+                if !args.listen.is_empty() {
+                    config.listen.clone_from(&args.listen);
+                }
+                config.status = args.status.unwrap_or(config.status);
+                config.insecure_open |= args.insecure_open;
+            })?;
+            if args.check_config {
+                say(&mut std::io::stdout(), "the configuration is good");
+                return Ok(());
+            }
+            log_to_stderr();
+            raise_file_limit();
+            runtime.block_on(serve(config))
+        }
+        Command::Status(args) => {
+            let config = config(&args.common, |_| {})?;
+            let report = runtime.block_on(status(&config))?;
+            let text = if args.json { serde_json::to_string(&report)? } else { table(&report) };
+            say(&mut std::io::stdout(), &text);
+            Ok(())
+        }
+    }
+}
+
+fn config(common: &Common, override_with: impl FnOnce(&mut Config)) -> anyhow::Result<Config> {
+    let mut config = Config::read(common.config.as_deref())?;
+    if let Some(dir) = &common.data_dir {
+        config.data_dir.clone_from(dir);
+    }
+    override_with(&mut config);
+    config.check()?;
+    Ok(config)
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Each connection and each blob being read is an open file.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files stays as it was");
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let running = Seeder::start(config).await?;
+    running
+        .until(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping");
+        })
+        .await;
+    Ok(())
+}
+
+async fn status(config: &Config) -> anyhow::Result<Report> {
+    match admin::ask(&config.data_dir).await {
+        Ok(report) => Ok(report),
+        Err(AskError::NotRunning) => {
+            anyhow::ensure!(config.data_dir.join("db").is_dir(), "there is no seeder in {}", config.data_dir.display());
+            Ok(Seeder::inspect(config).await?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn table(report: &Report) -> String {
+    let listen: Vec<_> = report.listen.iter().map(ToString::to_string).collect();
+    let state = if report.running {
+        format!("running for {} s on {}", report.uptime_s, listen.join(", "))
+    } else {
+        "not running".to_owned()
+    };
+    format!(
+        "{state}\nversion       {}\nroot key      {}\nrepositories  ~{}\nblobs         ~{}\nuploads       ~{}\npayload bytes {}",
+        report.version, report.root, report.repositories, report.blobs, report.uploads, report.payload_bytes
+    )
+}

@@ -1,0 +1,193 @@
+//! The configuration: a TOML file, overridden by flags, checked before anything is opened.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{store::local::FREE_BYTES_MIN, swarm::Range};
+
+/// Read when no file is named, if it is there.
+pub const DEFAULT_FILE: &str = "/etc/shoal/seeder.toml";
+
+/// A configuration that cannot be used: exit 64.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {error}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file says something that is not understood.
+    #[error("the configuration {}: {message}", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and what, on one line.
+        message: String,
+    },
+    /// Open to others than this machine, and not on purpose.
+    #[error(
+        "{0} can be reached from other machines, and there are no access rules yet: add --insecure-open if that is meant"
+    )]
+    Exposed(SocketAddr),
+    /// A number out of its range.
+    #[error("{0}")]
+    Value(&'static str),
+}
+
+/// What the seeder runs with. Every key of the file is a field here.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the registry listens: one address or several.
+    pub listen: Vec<SocketAddr>,
+    /// Where health and metrics are served.
+    pub status: SocketAddr,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Anybody who reaches the port may push, pull and join.
+    pub insecure_open: bool,
+    /// Address ranges that members may be introduced with besides the address they ask from, as `10.0.0.0/8`.
+    pub introduce_ranges: Vec<String>,
+    /// What clients are granted.
+    pub limits: Limits,
+}
+
+/// What clients are granted.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Open connections; further ones wait.
+    pub connections: usize,
+    /// Bodies from files that are sent at once; clients beyond are told to come again (429).
+    pub transfers: usize,
+    /// Nodes that are sent pieces at once; further ones queue.
+    pub piece_slots: usize,
+    /// Seconds for which an upload may be left alone before it is cancelled.
+    pub upload_idle_s: u64,
+    /// Bytes of the disk that stay free; pushes are refused (507) beyond.
+    pub free_bytes: u64,
+    /// Seconds that requests in work have to finish when the seeder is stopped.
+    pub drain_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 5000))],
+            status: SocketAddr::from(([127, 0, 0, 1], 5001)),
+            data_dir: "/var/lib/shoal/seeder".into(),
+            insecure_open: false,
+            introduce_ranges: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            transfers: 512,
+            piece_slots: 32,
+            upload_idle_s: 86_400,
+            free_bytes: FREE_BYTES_MIN,
+            drain_s: 10,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file: `path`, or [`DEFAULT_FILE`] if that is there, or none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds what is not understood.
+    pub fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = path.map_or_else(|| (Path::new(DEFAULT_FILE), false), |path| (path, true));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(Self::default()),
+            Err(error) => return Err(ConfigError::Read { path: path.to_owned(), error }),
+        };
+        toml::from_str(&text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: one_line(&error, &text) })
+    }
+
+    /// Checks what the types do not: to be called after flags have had their say.
+    ///
+    /// # Errors
+    /// What is wrong first.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let exposed = |addr: &&SocketAddr| !is_loopback(addr.ip());
+        if let Some(addr) = self.listen.iter().find(exposed).filter(|_| !self.insecure_open) {
+            return Err(ConfigError::Exposed(*addr));
+        }
+        if self.listen.is_empty() {
+            return Err(ConfigError::Value("listen needs at least one address"));
+        }
+        if self.limits.connections == 0 || self.limits.transfers == 0 || self.limits.piece_slots == 0 {
+            return Err(ConfigError::Value(
+                "limits.connections, limits.transfers and limits.piece_slots are at least 1",
+            ));
+        }
+        self.ranges().map(|_| ())
+    }
+
+    /// The ranges of [`Self::introduce_ranges`].
+    ///
+    /// # Errors
+    /// One is none.
+    pub fn ranges(&self) -> Result<Vec<Range>, ConfigError> {
+        let ranges: Result<_, _> = self.introduce_ranges.iter().map(|text| text.parse()).collect();
+        ranges.map_err(|_| ConfigError::Value("introduce_ranges holds something that is no range such as 10.0.0.0/8"))
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', " ");
+    match error.span() {
+        Some(span) => format!("line {}: {message}", text[..span.start.min(text.len())].matches('\n').count() + 1),
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, text).unwrap();
+        Config::read(Some(file.path())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = parse("insecure_open = true\nlisten_on = \"x\"\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("listen_on") && !error.contains('\n'), "{error}");
+        assert!(parse("[limits]\ntransfer = 1\n").unwrap_err().contains("transfer"));
+        assert!(parse("listen = [\"nowhere\"]").unwrap_err().contains("line 1"));
+    }
+
+    #[test]
+    fn only_on_purpose_does_it_listen_to_other_machines() {
+        let mut config = parse("listen = [\"127.0.0.1:0\", \"[::1]:0\"]").unwrap();
+        assert!(config.check().is_ok());
+        config.listen.push("0.0.0.0:5000".parse().unwrap());
+        assert!(matches!(config.check(), Err(ConfigError::Exposed(_))));
+        config.insecure_open = true;
+        assert!(config.check().is_ok());
+        config.introduce_ranges.push("10.0.0.0".into());
+        assert!(config.check().is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! The seeder as a whole: opens the store, loads the keys, binds the ports, runs until told to stop.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access::Access,
+    admin::{self, Admin, Report},
+    config::{Config, ConfigError},
+    http::{Parts, Registry},
+    keys::{Fleet, KeysError},
+    metrics::Metrics,
+    status::Status,
+    store::{
+        Store, StoreError,
+        local::{Local, OpenError},
+    },
+    swarm::AddressRule,
+};
+
+/// How often uploads are looked through for abandoned ones.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Why the seeder does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The fleet's keys cannot be had.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// A port or socket cannot be had.
+    #[error("cannot listen on {addr}: {error}")]
+    Listen {
+        /// Which.
+        addr: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The seeder.
+#[derive(Debug)]
+pub struct Seeder;
+
+impl Seeder {
+    /// Starts a seeder. It serves when this returns.
+    ///
+    /// # Errors
+    /// A bad configuration, a data directory that cannot be used or is in use, a port that is taken.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        config.check()?;
+        let (store, fleet) = open(&config).await?;
+        let metrics = Arc::new(Metrics::new());
+        let (listeners, listen) = bind_all(&config.listen).await?;
+        let (status_listener, status) = bind(config.status).await?;
+        let admin_listener = admin::bind(&config.data_dir).map_err(|error| StartError::Listen {
+            addr: admin::socket_path(&config.data_dir).display().to_string(),
+            error,
+        })?;
+        let (stop, stop_status) = (CancellationToken::new(), CancellationToken::new());
+        let ready = Arc::new(AtomicBool::new(true));
+        let registry = Arc::new(Registry::new(Parts {
+            store: Arc::clone(&store),
+            fleet: Arc::clone(&fleet),
+            access: Access::new(config.insecure_open),
+            metrics: Arc::clone(&metrics),
+            addresses: AddressRule { ranges: config.ranges()? },
+            transfers_max: config.limits.transfers,
+            piece_slots: config.limits.piece_slots,
+        }));
+        let limits = shoal_http::Limits {
+            connections_max: config.limits.connections,
+            drain: Duration::from_secs(config.limits.drain_s),
+            ..shoal_http::Limits::default()
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(shoal_http::serve(listeners, registry, limits, stop.clone().cancelled_owned()));
+        tasks.spawn(expire_uploads(Arc::clone(&store), config.limits.upload_idle_s, stop.clone()));
+        let admin = Arc::new(Admin {
+            store: Arc::clone(&store),
+            metrics: Arc::clone(&metrics),
+            fleet: Arc::clone(&fleet),
+            listen: listen.clone(),
+            started: Instant::now(),
+        });
+        tasks.spawn(admin.run(admin_listener, stop.clone()));
+        let mut status_task = JoinSet::new();
+        let service = Arc::new(Status { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) });
+        let status_limits =
+            shoal_http::Limits { connections_max: 64, drain: Duration::from_secs(1), ..shoal_http::Limits::default() };
+        status_task.spawn(shoal_http::serve(
+            vec![status_listener],
+            service,
+            status_limits,
+            stop_status.clone().cancelled_owned(),
+        ));
+        announce(&config, &listen, status, &fleet);
+        Ok(Running {
+            registry_addr: listen[0],
+            status_addr: status,
+            listen,
+            metrics,
+            fleet,
+            store,
+            ready,
+            stop,
+            stop_status,
+            tasks,
+            status_task,
+        })
+    }
+
+    /// How the store of `config` is when no seeder serves it.
+    ///
+    /// # Errors
+    /// The store cannot be opened.
+    pub async fn inspect(config: &Config) -> Result<Report, StartError> {
+        let (store, fleet) = open(config).await?;
+        let report = admin::report(&store.counts().await?, &fleet);
+        store.close().await;
+        Ok(report)
+    }
+}
+
+async fn open(config: &Config) -> Result<(Arc<dyn Store>, Arc<Fleet>), StartError> {
+    let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
+    let opened = tokio::task::spawn_blocking(move || Local::open(&dir, free)).await;
+    let store: Arc<dyn Store> = Arc::new(opened.map_err(StoreError::failed("open"))??);
+    store.expire_uploads(config.limits.upload_idle_s).await?;
+    let fleet = Arc::new(Fleet::load(&config.data_dir, &*store).await?);
+    Ok((store, fleet))
+}
+
+async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |error| StartError::Listen { addr: addr.to_string(), error };
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, addr))
+}
+
+async fn bind_all(addrs: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+    let (mut listeners, mut bound) = (Vec::new(), Vec::new());
+    for addr in addrs {
+        let (listener, addr) = bind(*addr).await?;
+        listeners.push(listener);
+        bound.push(addr);
+    }
+    Ok((listeners, bound))
+}
+
+fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &Fleet) {
+    for addr in listen {
+        tracing::info!(%addr, "registry listens");
+    }
+    tracing::info!(addr = %status, data_dir = %config.data_dir.display(), root = %hex::encode(fleet.root()), "status listens");
+    if config.insecure_open {
+        tracing::warn!("this seeder is OPEN: whoever reaches its port may push, pull, delete and join");
+    } else {
+        tracing::warn!("whoever can reach the port from this machine may push, pull and delete; nodes may not join");
+    }
+}
+
+async fn expire_uploads(store: Arc<dyn Store>, idle_s: u64, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EXPIRE_EVERY) => {}
+        }
+        match store.expire_uploads(idle_s).await {
+            Ok(0) => {}
+            Ok(expired) => tracing::info!(expired, "abandoned uploads cancelled"),
+            Err(error) => tracing::error!(%error, "abandoned uploads could not be cancelled"),
+        }
+    }
+}
+
+/// A seeder that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Where the registry listens (the first address).
+    pub registry_addr: SocketAddr,
+    /// Where health and metrics are.
+    pub status_addr: SocketAddr,
+    /// All addresses of the registry.
+    pub listen: Vec<SocketAddr>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// Its keys.
+    pub fleet: Arc<Fleet>,
+    store: Arc<dyn Store>,
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+    stop_status: CancellationToken,
+    tasks: JoinSet<()>,
+    status_task: JoinSet<()>,
+}
+
+impl Running {
+    /// Serves until `signal` resolves, then stops in order. Passes on a panic of one of its tasks.
+    pub async fn until(mut self, signal: impl Future<Output = ()>) {
+        tokio::select! {
+            () = signal => {}
+            Some(ended) = self.tasks.join_next() => pass_on(ended),
+            Some(ended) = self.status_task.join_next() => pass_on(ended),
+        }
+        self.shutdown().await;
+    }
+
+    /// Stops in order: no new connections, requests in work finish or are cut off at the deadline, the store is left as
+    /// it should be. When this returns, the data directory can be used by another process.
+    pub async fn shutdown(mut self) {
+        self.ready.store(false, Ordering::Relaxed);
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            pass_on(ended);
+        }
+        self.store.close().await;
+        self.stop_status.cancel();
+        while let Some(ended) = self.status_task.join_next().await {
+            pass_on(ended);
+        }
+    }
+}
+
+fn pass_on(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
+}

@@ -1,0 +1,334 @@
+//! The store of one process on one machine: blobs are files, all else is in RocksDB.
+//!
+//! ```text
+//! <data>/lock               held while the process runs
+//! <data>/db/                RocksDB (`tables.rs`)
+//! <data>/blobs/<algorithm>/<first two hex digits>/<hex>
+//! <data>/uploads/<session>  bytes of uploads that are not blobs yet
+//! ```
+//!
+//! **Crashes.** A blob's bytes are synced before its file gets its name, the directory is synced before the records are
+//! written, and the records are synced before the client hears of success. What a crash leaves half done is an upload
+//! (resumed or expired), or a blob's file without records: whole and right, since it was named only then, and replaced
+//! by the next push of the same content. Records never name bytes that are not on disk.
+//!
+//! **Who may change what.** Uploads are claimed by one request at a time. Manifests, links and tags of a repository
+//! change under one of [`STRIPES`] locks, so that a check and the change that it guards are one. No lock is held across
+//! an await: everything here runs on blocking threads.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use shoal_proto::{
+    Digest,
+    digest::Algorithm,
+    name::{Repository, Tag},
+    oci::UploadId,
+};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::store::{
+    Append, AppendError, BeginError, Blob, BlobInfo, CommitError, Counts, Expected, Manifest, MoveTagError,
+    NewManifest, Op, Page, PutManifestError, Sign, Store, StoreError, TagEntry,
+};
+use tables::{META_SECRETS, META_TAG_COUNTER, Table, Tables};
+use uploads::{Session, UNWRITTEN_MAX};
+
+mod records;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod uploads;
+
+/// Locks over repositories. Two repositories that share one only wait for each other's sync.
+const STRIPES: usize = 64;
+/// Bytes that are left free by default: room for records, so that what is stored stays readable and deletable.
+pub const FREE_BYTES_MIN: u64 = 64 << 20;
+
+/// Why the store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A directory or file cannot be made or opened.
+    #[error("cannot use the data directory {}: {error}", path.display())]
+    Dir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Another process holds it.
+    #[error("another process uses the data directory {}; stop it first, or use another directory", .0.display())]
+    Locked(PathBuf),
+    /// The database does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The store of one data directory.
+#[derive(Debug, Clone)]
+pub struct Local(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    tables: Tables,
+    sessions: Mutex<BTreeMap<UploadId, Arc<Session>>>,
+    /// Bytes of uploads that may still be gathered.
+    unwritten: Arc<Semaphore>,
+    stripes: [Mutex<()>; STRIPES],
+    /// The highest tag counter in use.
+    tag_counter: AtomicU64,
+    free_bytes_min: u64,
+    /// What runs on blocking threads: it may outlive the request that asked for it, but not the store.
+    jobs: TaskTracker,
+    /// Held while the store is open.
+    _lock: File,
+}
+
+impl Local {
+    /// Opens the store in `dir`, which is made if it is not there; `free_bytes_min` bytes of the disk are left free.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The directory cannot be used, another process uses it, or the database does not open.
+    pub fn open(dir: &Path, free_bytes_min: u64) -> Result<Self, OpenError> {
+        make_dir(dir)?;
+        let lock = lock(dir)?;
+        for part in ["uploads", "blobs", "blobs/sha256", "blobs/sha512"] {
+            make_dir(&dir.join(part))?;
+        }
+        let tables = Tables::open(&dir.join("db"))?;
+        let counter = tables.get(Table::Meta, META_TAG_COUNTER)?;
+        let counter = counter.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?))).unwrap_or(0);
+        // Of concurrent moves the one with the lower counter may be written last: at most one a stripe.
+        let counter = counter + STRIPES as u64;
+        let inner = Inner {
+            dir: dir.to_owned(),
+            tables,
+            sessions: Mutex::default(),
+            unwritten: Arc::new(Semaphore::new(UNWRITTEN_MAX)),
+            stripes: [const { Mutex::new(()) }; STRIPES],
+            tag_counter: AtomicU64::new(counter),
+            free_bytes_min,
+            jobs: TaskTracker::new(),
+            _lock: lock,
+        };
+        let strays = inner.remove_stray_uploads()?;
+        if strays > 0 {
+            tracing::info!(strays, "removed files of uploads that no session knows");
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), OpenError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| OpenError::Dir { path: path.to_owned(), error })
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| OpenError::Dir { path: path.clone(), error })?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(dir.to_owned())),
+        Err(error) => Err(OpenError::Dir { path, error: error.into() }),
+    }
+}
+
+impl Inner {
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<UploadId, Arc<Session>>> {
+        self.sessions.lock().expect("nobody panics while holding the sessions")
+    }
+
+    fn stripe(&self, repository: &Repository) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        repository.hash(&mut hasher);
+        let at = usize::try_from(hasher.finish() % STRIPES as u64).expect("fewer stripes than usize");
+        self.stripes[at].lock().expect("nobody panics while changing a repository")
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.dir.join("blobs").join(digest.algorithm().as_str()).join(&hex[..2]).join(&hex)
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let stat = rustix::fs::statvfs(&self.dir).map_err(std::io::Error::from);
+        let stat = stat.map_err(StoreError::io("ask for free space"))?;
+        if stat.f_bavail.saturating_mul(stat.f_frsize) < self.free_bytes_min { Err(StoreError::Full) } else { Ok(()) }
+    }
+}
+
+/// Runs `work` on a blocking thread. It runs to its end also when the caller goes away.
+async fn blocking<T, E>(jobs: &TaskTracker, work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    match jobs.spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(StoreError::failed("run to its end")(error).into()),
+    }
+}
+
+/// Runs an expression on a blocking thread, with owned copies of what it borrows.
+macro_rules! on_blocking {
+    ($self:ident, [$($owned:ident),*], $inner:ident => $body:expr) => {{
+        let $inner = Arc::clone(&$self.0);
+        $(let $owned = $owned.clone();)*
+        Box::pin(async move {
+            let jobs = $inner.jobs.clone();
+            blocking(&jobs, move || $body).await
+        })
+    }};
+}
+
+impl Store for Local {
+    fn begin_upload<'a>(&'a self, repository: &'a Repository, algorithm: Algorithm) -> Op<'a, UploadId, BeginError> {
+        on_blocking!(self, [repository], inner => inner.begin(&repository, algorithm))
+    }
+
+    fn append<'a>(
+        &'a self,
+        repository: &'a Repository,
+        upload: &'a UploadId,
+        at: Option<u64>,
+    ) -> Op<'a, Box<dyn Append>, AppendError> {
+        on_blocking!(self, [repository, upload], inner => {
+            let appender = inner.start_append(&repository, &upload, at)?;
+            Ok::<Box<dyn Append>, AppendError>(Box::new(appender))
+        })
+    }
+
+    fn upload_len<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, u64, AppendError> {
+        on_blocking!(self, [repository, upload], inner => inner.len_of_upload(&repository, &upload))
+    }
+
+    fn cancel_upload<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, (), AppendError> {
+        on_blocking!(self, [repository, upload], inner => inner.cancel(&repository, &upload))
+    }
+
+    fn commit_upload<'a>(
+        &'a self,
+        repository: &'a Repository,
+        upload: &'a UploadId,
+        digest: Digest,
+        sign: Sign,
+    ) -> Op<'a, BlobInfo, CommitError> {
+        on_blocking!(self, [repository, upload], inner => inner.commit(&repository, &upload, digest, &sign))
+    }
+
+    fn expire_uploads(&self, age_s: u64) -> Op<'_, usize> {
+        on_blocking!(self, [], inner => inner.expire(age_s))
+    }
+
+    fn blob_info<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<BlobInfo>> {
+        on_blocking!(self, [repository], inner => inner.linked_info(&repository, &digest))
+    }
+
+    fn blob<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<Blob>> {
+        on_blocking!(self, [repository], inner => inner.read_blob(&repository, &digest))
+    }
+
+    fn link_blob<'a>(&'a self, from: &'a Repository, to: &'a Repository, digest: Digest) -> Op<'a, bool> {
+        on_blocking!(self, [from, to], inner => inner.link(&from, &to, &digest))
+    }
+
+    fn unlink_blob<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, bool> {
+        on_blocking!(self, [repository], inner => inner.unlink(&repository, &digest))
+    }
+
+    fn piece_hashes<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<Bytes>> {
+        on_blocking!(self, [repository], inner => inner.hashes(&repository, &digest))
+    }
+
+    fn infos<'a>(&'a self, repository: &'a Repository, digests: Vec<Digest>) -> Op<'a, Vec<BlobInfo>> {
+        on_blocking!(self, [repository], inner => inner.infos_of(&repository, &digests))
+    }
+
+    fn put_manifest<'a>(
+        &'a self,
+        repository: &'a Repository,
+        manifest: NewManifest,
+        sign: Sign,
+    ) -> Op<'a, (), PutManifestError> {
+        on_blocking!(self, [repository], inner => inner.store_manifest(&repository, &manifest, &sign))
+    }
+
+    fn manifest<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<Manifest>> {
+        on_blocking!(self, [repository], inner => inner.read_manifest(&repository, &digest))
+    }
+
+    fn delete_manifest<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<Vec<Tag>>> {
+        on_blocking!(self, [repository], inner => inner.remove_manifest(&repository, &digest))
+    }
+
+    fn referrers<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Vec<Bytes>> {
+        on_blocking!(self, [repository], inner => inner.referrers_of(&repository, &digest))
+    }
+
+    fn tag<'a>(&'a self, repository: &'a Repository, tag: &'a Tag) -> Op<'a, Option<TagEntry>> {
+        on_blocking!(self, [repository, tag], inner => inner.read_tag(&repository, &tag))
+    }
+
+    fn move_tag<'a>(
+        &'a self,
+        repository: &'a Repository,
+        tag: &'a Tag,
+        expected: Expected,
+        to: Option<Digest>,
+    ) -> Op<'a, Option<TagEntry>, MoveTagError> {
+        on_blocking!(self, [repository, tag], inner => inner.swap_tag(&repository, &tag, expected, to))
+    }
+
+    fn tags<'a>(&'a self, repository: &'a Repository, n: usize, last: Option<&'a str>) -> Op<'a, Option<Page<String>>> {
+        let last = last.map(str::to_owned);
+        on_blocking!(self, [repository], inner => inner.list_tags(&repository, n, last.as_deref()))
+    }
+
+    fn repositories<'a>(&'a self, n: usize, last: Option<&'a str>) -> Op<'a, Page<String>> {
+        let last = last.map(str::to_owned);
+        on_blocking!(self, [], inner => inner.list_repositories(n, last.as_deref()))
+    }
+
+    fn secrets(&self) -> Op<'_, Option<Vec<u8>>> {
+        on_blocking!(self, [], inner => inner.tables.get(Table::Meta, META_SECRETS))
+    }
+
+    fn put_secrets(&self, secrets: Vec<u8>) -> Op<'_, ()> {
+        on_blocking!(self, [], inner => {
+            let mut batch = inner.tables.batch();
+            batch.put(Table::Meta, META_SECRETS, &secrets);
+            batch.commit()
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.0.jobs.close();
+            self.0.jobs.wait().await;
+        })
+    }
+
+    fn counts(&self) -> Op<'_, Counts> {
+        on_blocking!(self, [], inner => {
+            Ok::<_, StoreError>(Counts {
+                repositories: inner.tables.estimate(Table::Repository)?,
+                blobs: inner.tables.estimate(Table::Blob)?,
+                uploads: inner.tables.estimate(Table::Upload)?,
+            })
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! Blobs, manifests, referrers and tags as records.
+
+use std::{
+    fs::File,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use shoal_proto::{
+    Digest,
+    name::{Repository, Tag},
+    tree::BlobHasher,
+};
+
+use super::{
+    Inner,
+    tables::{
+        BlobRecord, META_TAG_COUNTER, ManifestRecord, Place, Table, TagRow, decode, digest_key, repository_key,
+        repository_prefix,
+    },
+    uploads::{facts, put_facts},
+};
+use crate::store::{
+    Blob, BlobContent, BlobInfo, Expected, Manifest, MoveTagError, NewManifest, Page, PutManifestError, Sign,
+    StoreError, TagEntry,
+};
+
+/// Most referrers of one subject that are listed.
+const REFERRERS_MAX: usize = 1000;
+
+impl Inner {
+    /// What is known of content, whoever it belongs to: for the store's own use.
+    pub(super) fn info(&self, digest: &Digest) -> Result<Option<BlobInfo>, StoreError> {
+        Ok(self.blob_record(digest)?.map(|record| info_of(*digest, record)))
+    }
+
+    fn blob_record(&self, digest: &Digest) -> Result<Option<BlobRecord>, StoreError> {
+        self.tables.record(Table::Blob, &digest_key(digest))
+    }
+
+    fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        self.tables.has(Table::Link, &repository_key(repository, &digest_key(digest)))
+    }
+
+    fn has_manifest(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        self.tables.has(Table::Manifest, &repository_key(repository, &digest_key(digest)))
+    }
+
+    fn has_either(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.has_blob(repository, digest)? || self.has_manifest(repository, digest)?)
+    }
+
+    pub(super) fn linked_info(&self, repository: &Repository, digest: &Digest) -> Result<Option<BlobInfo>, StoreError> {
+        if self.has_blob(repository, digest)? { self.info(digest) } else { Ok(None) }
+    }
+
+    pub(super) fn read_blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        if !self.has_blob(repository, digest)? {
+            return Ok(None);
+        }
+        let Some(record) = self.blob_record(digest)? else { return Ok(None) };
+        let content = match record.place {
+            Place::Table => BlobContent::Memory(self.content(digest)?),
+            Place::File => {
+                let file = File::open(self.blob_path(digest)).map_err(StoreError::io("open a blob"))?;
+                BlobContent::File(Arc::new(file))
+            }
+        };
+        Ok(Some(Blob { info: info_of(*digest, record), content }))
+    }
+
+    fn content(&self, digest: &Digest) -> Result<Bytes, StoreError> {
+        let content = self.tables.get(Table::Content, &digest_key(digest))?;
+        Ok(content.ok_or_else(|| StoreError::failed("find the content of a record")(digest.to_string()))?.into())
+    }
+
+    pub(super) fn link(&self, from: &Repository, to: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        if !self.has_blob(from, digest)? {
+            return Ok(false);
+        }
+        let mut batch = self.tables.batch();
+        batch.put(Table::Link, &repository_key(to, &digest_key(digest)), b"");
+        batch.put(Table::Repository, to.as_str().as_bytes(), b"");
+        batch.commit()?;
+        Ok(true)
+    }
+
+    pub(super) fn unlink(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        let _changing = self.stripe(repository);
+        let there = self.has_blob(repository, digest)?;
+        if there {
+            let mut batch = self.tables.batch();
+            batch.delete(Table::Link, &repository_key(repository, &digest_key(digest)));
+            batch.commit()?;
+        }
+        Ok(there)
+    }
+
+    pub(super) fn hashes(&self, repository: &Repository, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        if !self.has_either(repository, digest)? {
+            return Ok(None);
+        }
+        if let Some(hashes) = self.tables.get(Table::Hashes, &digest_key(digest))? {
+            return Ok(Some(hashes.into()));
+        }
+        let only = self.info(digest)?.map(|info| if info.size == 0 { Bytes::new() } else { info.root.to_vec().into() });
+        Ok(only)
+    }
+
+    pub(super) fn infos_of(&self, repository: &Repository, digests: &[Digest]) -> Result<Vec<BlobInfo>, StoreError> {
+        let mut infos = Vec::with_capacity(digests.len());
+        for digest in digests {
+            if self.has_either(repository, digest)? {
+                infos.extend(self.info(digest)?);
+            }
+        }
+        Ok(infos)
+    }
+
+    pub(super) fn store_manifest(
+        &self,
+        repository: &Repository,
+        new: &NewManifest,
+        sign: &Sign,
+    ) -> Result<(), PutManifestError> {
+        self.check_room()?;
+        let _changing = self.stripe(repository);
+        let mut missing = Vec::new();
+        for digest in &new.blobs {
+            if !self.has_blob(repository, digest)? {
+                missing.push(*digest);
+            }
+        }
+        for digest in &new.manifests {
+            if !self.has_manifest(repository, digest)? {
+                missing.push(*digest);
+            }
+        }
+        if !missing.is_empty() {
+            return Err(PutManifestError::Missing(missing));
+        }
+        let Manifest { digest, media_type, bytes } = &new.manifest;
+        let key = digest_key(digest);
+        let mut batch = self.tables.batch();
+        if self.info(digest)?.is_none() {
+            let mut tree = BlobHasher::new();
+            tree.update(bytes);
+            let (info, hashes) = facts(*digest, tree, sign).map_err(StoreError::failed("store a manifest so large"))?;
+            put_facts(&mut batch, &info, &hashes, Place::Table);
+        }
+        // Also where the same bytes are a blob in a file of its own: a manifest is read from here.
+        batch.put(Table::Content, &key, bytes);
+        let subject = new.referrer.as_ref().map(|(subject, _)| *subject);
+        let record = ManifestRecord { media_type: media_type.clone(), subject };
+        batch.put_record(Table::Manifest, &repository_key(repository, &key), &record);
+        batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
+        if let Some((subject, descriptor)) = &new.referrer {
+            batch.put(Table::Referrer, &referrer_key(repository, subject, digest), descriptor);
+        }
+        batch.commit()?;
+        Ok(())
+    }
+
+    pub(super) fn read_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, StoreError> {
+        let key = repository_key(repository, &digest_key(digest));
+        let Some(record) = self.tables.record::<ManifestRecord>(Table::Manifest, &key)? else { return Ok(None) };
+        Ok(Some(Manifest { digest: *digest, media_type: record.media_type, bytes: self.content(digest)? }))
+    }
+
+    pub(super) fn remove_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Vec<Tag>>, StoreError> {
+        let _changing = self.stripe(repository);
+        let key = repository_key(repository, &digest_key(digest));
+        let Some(record) = self.tables.record::<ManifestRecord>(Table::Manifest, &key)? else { return Ok(None) };
+        let mut batch = self.tables.batch();
+        batch.delete(Table::Manifest, &key);
+        if let Some(subject) = &record.subject {
+            batch.delete(Table::Referrer, &referrer_key(repository, subject, digest));
+        }
+        let prefix = repository_prefix(repository);
+        let mut tags = Vec::new();
+        for item in self.tables.scan(Table::Tag, &prefix, &prefix) {
+            let (key, value) = item?;
+            let row: TagRow = decode(&value).map_err(StoreError::failed("understand a record"))?;
+            if row.digest == *digest {
+                batch.delete(Table::Tag, &key);
+                tags.extend(text(&key[prefix.len()..]).parse());
+            }
+        }
+        batch.commit()?;
+        Ok(Some(tags))
+    }
+
+    pub(super) fn referrers_of(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Bytes>, StoreError> {
+        let prefix = repository_key(repository, &digest_key(subject));
+        let items = self.tables.scan(Table::Referrer, &prefix, &prefix);
+        items.take(REFERRERS_MAX).map(|item| Ok(Bytes::from(item?.1.into_vec()))).collect()
+    }
+
+    pub(super) fn read_tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagEntry>, StoreError> {
+        let row: Option<TagRow> =
+            self.tables.record(Table::Tag, &repository_key(repository, tag.as_str().as_bytes()))?;
+        Ok(row.map(|TagRow { digest, counter }| TagEntry { digest, counter }))
+    }
+
+    pub(super) fn swap_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        expected: Expected,
+        to: Option<Digest>,
+    ) -> Result<Option<TagEntry>, MoveTagError> {
+        let _changing = self.stripe(repository);
+        let found = self.read_tag(repository, tag)?;
+        let fits = match expected {
+            Expected::Any => true,
+            Expected::Absent => found.is_none(),
+            Expected::At(digest) => found.is_some_and(|entry| entry.digest == digest),
+        };
+        if !fits {
+            return Err(MoveTagError::Conflict(found));
+        }
+        let counter = self.tag_counter.fetch_add(1, Ordering::Relaxed) + 1;
+        let key = repository_key(repository, tag.as_str().as_bytes());
+        let mut batch = self.tables.batch();
+        match to {
+            Some(digest) if !self.has_manifest(repository, &digest)? => return Err(MoveTagError::Missing),
+            Some(digest) => batch.put_record(Table::Tag, &key, &TagRow { digest, counter }),
+            None => batch.delete(Table::Tag, &key),
+        }
+        batch.put(Table::Meta, META_TAG_COUNTER, &self.tag_counter.load(Ordering::Relaxed).to_le_bytes());
+        batch.commit()?;
+        Ok(to.map(|digest| TagEntry { digest, counter }))
+    }
+
+    pub(super) fn list_tags(
+        &self,
+        repository: &Repository,
+        n: usize,
+        last: Option<&str>,
+    ) -> Result<Option<Page<String>>, StoreError> {
+        if !self.tables.has(Table::Repository, repository.as_str().as_bytes())? {
+            return Ok(None);
+        }
+        self.page(Table::Tag, &repository_prefix(repository), n, last).map(Some)
+    }
+
+    pub(super) fn list_repositories(&self, n: usize, last: Option<&str>) -> Result<Page<String>, StoreError> {
+        self.page(Table::Repository, b"", n, last)
+    }
+
+    /// Up to `n` of the names that follow `prefix` in the keys of `table`, after `last`.
+    fn page(&self, table: Table, prefix: &[u8], n: usize, last: Option<&str>) -> Result<Page<String>, StoreError> {
+        let last = last.unwrap_or_default().as_bytes();
+        let from = [prefix, last].concat();
+        let mut items = Vec::new();
+        for item in self.tables.scan(table, prefix, &from) {
+            let (key, _) = item?;
+            let name = &key[prefix.len()..];
+            if name == last {
+                continue;
+            }
+            if items.len() == n {
+                return Ok(Page { items, more: true });
+            }
+            items.push(text(name));
+        }
+        Ok(Page { items, more: false })
+    }
+}
+
+fn info_of(digest: Digest, record: BlobRecord) -> BlobInfo {
+    BlobInfo { digest, size: record.size, root: record.root, statement: record.statement }
+}
+
+fn referrer_key(repository: &Repository, subject: &Digest, digest: &Digest) -> Vec<u8> {
+    repository_key(repository, &[digest_key(subject), digest_key(digest)].concat())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,535 @@
+//! Upload sessions, and how they become blobs.
+//!
+//! A session's bytes are hashed as they are written, SHA-2 and BLAKE3 in one pass, on blocking threads. The first
+//! [`INLINE_MAX`] bytes stay in memory, so that a small blob never becomes a file; beyond, they are in
+//! `uploads/<session>`. After a restart a session is found by its record, and its hashers are rebuilt from its file.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Read as _,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Bytes, BytesMut};
+use shoal_proto::{
+    Digest,
+    digest::Algorithm,
+    layout::TooLarge,
+    name::Repository,
+    oci::UploadId,
+    signed::{Blake3, Statement},
+    tree::{BlobHasher, PieceHashes},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    Inner, blocking,
+    tables::{BlobRecord, Place, Table, UploadRecord, digest_key, repository_key},
+};
+use crate::{
+    hash::Sha,
+    store::{Append, AppendError, BeginError, BlobInfo, CommitError, Op, Sign, StoreError},
+    time::unix_seconds,
+};
+
+/// Blobs up to this length in bytes are stored in the database: a file each would cost more than it holds.
+pub(crate) const INLINE_MAX: usize = 64 << 10;
+/// Open upload sessions. Each costs a few KiB, and 64 KiB while it is small.
+pub(crate) const UPLOADS_MAX: usize = 1024;
+/// A session that was idle for so many seconds makes room for a new one when there are too many.
+const EVICT_IDLE_S: u64 = 600;
+/// Bytes that are gathered before they are hashed and written: enough that the way to a blocking thread costs nothing.
+const BATCH_LEN: usize = 512 << 10;
+/// Bytes of all uploads together that wait to be hashed and written.
+pub(crate) const UNWRITTEN_MAX: usize = 32 << 20;
+/// Buffer for reading a session's file again.
+const REREAD_LEN: usize = 256 << 10;
+
+/// One upload session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    repository: Repository,
+    algorithm: Algorithm,
+    writer: Mutex<Writer>,
+    /// One permit: the right to add bytes or to end the session.
+    claim: Arc<Semaphore>,
+    /// When it was last used, in seconds since 1970.
+    touched: AtomicU64,
+}
+
+/// The bytes of a session and their hashes so far.
+#[derive(Debug)]
+struct Writer {
+    path: PathBuf,
+    /// None until a session of an earlier process was read again.
+    state: Option<State>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    sha: Sha,
+    tree: BlobHasher,
+    /// The bytes, until they are too many.
+    small: Option<BytesMut>,
+}
+
+impl State {
+    fn new(algorithm: Algorithm) -> Self {
+        Self { sha: Sha::new(algorithm), tree: BlobHasher::new(), small: Some(BytesMut::new()) }
+    }
+
+    fn hash(&mut self, data: &[u8]) {
+        self.sha.update(data);
+        self.tree.update(data);
+    }
+}
+
+impl Writer {
+    fn state(&mut self, algorithm: Algorithm) -> Result<&mut State, StoreError> {
+        if self.state.is_none() {
+            self.state = Some(self.reread(algorithm)?);
+        }
+        Ok(self.state.as_mut().expect("just made"))
+    }
+
+    /// The state of a session that an earlier process left: whatever its file holds.
+    fn reread(&self, algorithm: Algorithm) -> Result<State, StoreError> {
+        let mut state = State::new(algorithm);
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(state),
+            Err(error) => return Err(StoreError::io("open an upload")(error)),
+        };
+        let mut buffer = vec![0; REREAD_LEN];
+        loop {
+            match file.read(&mut buffer).map_err(StoreError::io("read an upload"))? {
+                0 => break,
+                len => state.hash(&buffer[..len]),
+            }
+        }
+        state.small = None;
+        Ok(state)
+    }
+
+    /// Writes `parts` after what is there. On an error nothing of them counts, and the next write goes over them.
+    fn write(&mut self, algorithm: Algorithm, parts: &[Bytes]) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let state = self.state(algorithm)?;
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        if let Some(small) = &mut state.small {
+            if small.len() + len <= INLINE_MAX {
+                parts.iter().for_each(|part| small.extend_from_slice(part));
+                parts.iter().for_each(|part| state.hash(part));
+                return Ok(());
+            }
+            let file = open_for_write(&path)?;
+            file.write_all_at(small, 0).map_err(StoreError::io("write an upload"))?;
+        }
+        let file = open_for_write(&path)?;
+        let mut at = state.tree.len();
+        for part in parts {
+            file.write_all_at(part, at).map_err(StoreError::io("write an upload"))?;
+            at += part.len() as u64;
+        }
+        parts.iter().for_each(|part| state.hash(part));
+        state.small = None;
+        Ok(())
+    }
+}
+
+fn open_for_write(path: &PathBuf) -> Result<File, StoreError> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(StoreError::io("open an upload"))
+}
+
+impl Session {
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().expect("nobody panics while writing an upload")
+    }
+
+    fn touch(&self) {
+        self.touched.store(unix_seconds(), Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    fn upload_path(&self, upload: &UploadId) -> PathBuf {
+        self.dir.join("uploads").join(upload.as_str())
+    }
+
+    fn new_session(&self, upload: &UploadId, record: &UploadRecord, fresh: bool) -> Arc<Session> {
+        let algorithm = if record.sha512 { Algorithm::Sha512 } else { Algorithm::Sha256 };
+        Arc::new(Session {
+            repository: record.repository.clone(),
+            algorithm,
+            writer: Mutex::new(Writer { path: self.upload_path(upload), state: fresh.then(|| State::new(algorithm)) }),
+            claim: Arc::new(Semaphore::new(1)),
+            touched: AtomicU64::new(unix_seconds()),
+        })
+    }
+
+    pub(super) fn begin(&self, repository: &Repository, algorithm: Algorithm) -> Result<UploadId, BeginError> {
+        self.check_room()?;
+        let mut name = [0; 16];
+        getrandom::fill(&mut name).map_err(|error| StoreError::failed("draw a random name")(error.to_string()))?;
+        let upload: UploadId = hex::encode(name).parse().expect("hex digits are a valid name");
+        let sha512 = algorithm == Algorithm::Sha512;
+        let record = UploadRecord { repository: repository.clone(), sha512, began: unix_seconds() };
+        if self.sessions().len() >= UPLOADS_MAX && !self.evict()? {
+            return Err(BeginError::TooMany);
+        }
+        self.sessions().insert(upload.clone(), self.new_session(&upload, &record, true));
+        let mut batch = self.tables.batch();
+        batch.put_record(Table::Upload, upload.as_str().as_bytes(), &record);
+        batch.commit_later()?;
+        Ok(upload)
+    }
+
+    /// Cancels the session that was idle for longest, if it was idle for long enough.
+    fn evict(&self) -> Result<bool, StoreError> {
+        let oldest = self
+            .sessions()
+            .iter()
+            .map(|(upload, session)| {
+                (session.touched.load(Ordering::Relaxed), upload.clone(), session.repository.clone())
+            })
+            .min_by_key(|(touched, ..)| *touched);
+        match oldest {
+            Some((touched, upload, repository)) if touched + EVICT_IDLE_S <= unix_seconds() => {
+                match self.cancel(&repository, &upload) {
+                    Ok(()) => Ok(true),
+                    Err(AppendError::Store(error)) => Err(error),
+                    Err(AppendError::Busy | AppendError::Unknown | AppendError::Offset { .. }) => Ok(false),
+                }
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The session of that name in that repository, also one of an earlier process.
+    fn session(&self, repository: &Repository, upload: &UploadId) -> Result<Option<Arc<Session>>, StoreError> {
+        // Locked over look-up and insertion: a session that ends meanwhile must not come back.
+        let mut sessions = self.sessions();
+        let session = match sessions.get(upload) {
+            Some(session) => Arc::clone(session),
+            None => {
+                let Some(record) = self.tables.record::<UploadRecord>(Table::Upload, upload.as_str().as_bytes())?
+                else {
+                    return Ok(None);
+                };
+                let session = self.new_session(upload, &record, false);
+                sessions.insert(upload.clone(), Arc::clone(&session));
+                session
+            }
+        };
+        drop(sessions);
+        session.touch();
+        Ok(Some(session).filter(|session| session.repository == *repository))
+    }
+
+    fn claim(
+        &self,
+        repository: &Repository,
+        upload: &UploadId,
+    ) -> Result<(Arc<Session>, OwnedSemaphorePermit), AppendError> {
+        let session = self.session(repository, upload)?.ok_or(AppendError::Unknown)?;
+        let claim = Arc::clone(&session.claim).try_acquire_owned().map_err(|_| AppendError::Busy)?;
+        // Whoever held the claim before may have ended the session.
+        if self.sessions().contains_key(upload) { Ok((session, claim)) } else { Err(AppendError::Unknown) }
+    }
+
+    pub(super) fn start_append(
+        self: &Arc<Self>,
+        repository: &Repository,
+        upload: &UploadId,
+        at: Option<u64>,
+    ) -> Result<Appender, AppendError> {
+        let (session, claim) = self.claim(repository, upload)?;
+        let len = session.writer().state(session.algorithm)?.tree.len();
+        if at.is_some_and(|at| at != len) {
+            return Err(AppendError::Offset { len });
+        }
+        Ok(Appender {
+            inner: Arc::clone(self),
+            session,
+            claim: Arc::new(claim),
+            batch: Vec::new(),
+            batched: 0,
+            permit: None,
+            running: None,
+        })
+    }
+
+    pub(super) fn len_of_upload(&self, repository: &Repository, upload: &UploadId) -> Result<u64, AppendError> {
+        let session = self.session(repository, upload)?.ok_or(AppendError::Unknown)?;
+        let mut writer = session.writer();
+        Ok(writer.state(session.algorithm)?.tree.len())
+    }
+
+    pub(super) fn cancel(&self, repository: &Repository, upload: &UploadId) -> Result<(), AppendError> {
+        let (_session, _claim) = self.claim(repository, upload)?;
+        self.forget(upload)?;
+        Ok(())
+    }
+
+    /// Ends a session. The caller holds its claim.
+    fn forget(&self, upload: &UploadId) -> Result<(), StoreError> {
+        let mut batch = self.tables.batch();
+        batch.delete(Table::Upload, upload.as_str().as_bytes());
+        batch.commit_later()?;
+        self.sessions().remove(upload);
+        remove_if_there(&self.upload_path(upload))
+    }
+
+    pub(super) fn expire(&self, age_s: u64) -> Result<usize, StoreError> {
+        let oldest = unix_seconds().saturating_sub(age_s);
+        let mut old = Vec::new();
+        for item in self.tables.scan(Table::Upload, b"", b"") {
+            let (key, value) = item?;
+            let record: UploadRecord =
+                super::tables::decode(&value).map_err(StoreError::failed("understand a record"))?;
+            let Some(upload) = std::str::from_utf8(&key).ok().and_then(|name| name.parse::<UploadId>().ok()) else {
+                continue;
+            };
+            let touched = self.sessions().get(&upload).map(|session| session.touched.load(Ordering::Relaxed));
+            if touched.unwrap_or(record.began) <= oldest {
+                old.push((record.repository, upload));
+            }
+        }
+        let mut cancelled = 0;
+        for (repository, upload) in old {
+            match self.cancel(&repository, &upload) {
+                Ok(()) => cancelled += 1,
+                Err(AppendError::Store(error)) => return Err(error),
+                Err(AppendError::Busy | AppendError::Unknown | AppendError::Offset { .. }) => {}
+            }
+        }
+        Ok(cancelled)
+    }
+
+    /// Removes files in `uploads` that belong to no session: a crash between two steps leaves them.
+    pub(super) fn remove_stray_uploads(&self) -> Result<usize, StoreError> {
+        let mut removed = 0;
+        for entry in fs::read_dir(self.dir.join("uploads")).map_err(StoreError::io("list uploads"))? {
+            let entry = entry.map_err(StoreError::io("list uploads"))?;
+            let known = match entry.file_name().to_str() {
+                Some(name) => self.tables.has(Table::Upload, name.as_bytes())?,
+                None => false,
+            };
+            if !known {
+                remove_if_there(&entry.path())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    pub(super) fn commit(
+        &self,
+        repository: &Repository,
+        upload: &UploadId,
+        digest: Digest,
+        sign: &Sign,
+    ) -> Result<BlobInfo, CommitError> {
+        let (session, _claim) = self.claim(repository, upload).map_err(|error| match error {
+            AppendError::Unknown | AppendError::Offset { .. } => CommitError::Unknown,
+            AppendError::Busy => CommitError::Busy,
+            AppendError::Store(error) => CommitError::Store(error),
+        })?;
+        let mut writer = session.writer();
+        let state = writer.state(session.algorithm)?.clone();
+        let path = writer.path.clone();
+        drop(writer);
+        let found = if digest.algorithm() == session.algorithm {
+            state.sha.clone().finish()
+        } else {
+            rehash(&state, &path, digest.algorithm())?
+        };
+        if found != digest {
+            self.forget(upload)?;
+            return Err(CommitError::Digest { found: Box::new(found) });
+        }
+        let info = self.keep(repository, upload, digest, state, &path, sign)?;
+        self.sessions().remove(upload);
+        remove_if_there(&path)?;
+        Ok(info)
+    }
+
+    /// Stores verified content: first its bytes, then, in one batch, all records of it.
+    fn keep(
+        &self,
+        repository: &Repository,
+        upload: &UploadId,
+        digest: Digest,
+        state: State,
+        path: &PathBuf,
+        sign: &Sign,
+    ) -> Result<BlobInfo, StoreError> {
+        let mut batch = self.tables.batch();
+        batch.put(Table::Link, &repository_key(repository, &digest_key(&digest)), b"");
+        batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
+        batch.delete(Table::Upload, upload.as_str().as_bytes());
+        if let Some(known) = self.info(&digest)? {
+            batch.commit()?;
+            return Ok(known);
+        }
+        let place = if state.small.is_some() { Place::Table } else { Place::File };
+        let (info, hashes) = facts(digest, state.tree, sign).map_err(StoreError::failed("store a blob so large"))?;
+        match &state.small {
+            Some(small) => batch.put(Table::Content, &digest_key(&digest), small),
+            None => self.place_file(path, &digest, info.size)?,
+        }
+        put_facts(&mut batch, &info, &hashes, place);
+        batch.commit()?;
+        Ok(info)
+    }
+
+    /// Moves a complete upload to its blob's place: bytes on disk first, then the name, then the directory.
+    fn place_file(&self, path: &PathBuf, digest: &Digest, size: u64) -> Result<(), StoreError> {
+        let file = OpenOptions::new().write(true).open(path).map_err(StoreError::io("open an upload"))?;
+        // A failed write may have left bytes past the end.
+        file.set_len(size).map_err(StoreError::io("cut an upload"))?;
+        file.sync_data().map_err(StoreError::io("sync an upload"))?;
+        let target = self.blob_path(digest);
+        let parent = target.parent().expect("a blob lies in a directory");
+        match fs::create_dir(parent) {
+            Ok(()) => sync_dir(parent.parent().expect("so does that directory"))?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(StoreError::io("make a directory")(error)),
+        }
+        fs::rename(path, &target).map_err(StoreError::io("place a blob"))?;
+        sync_dir(parent)
+    }
+}
+
+/// What is known of content after its last byte: root, piece hashes, statement.
+pub(super) fn facts(digest: Digest, tree: BlobHasher, sign: &Sign) -> Result<(BlobInfo, PieceHashes), TooLarge> {
+    let size = tree.len();
+    let (root, hashes): (Blake3, PieceHashes) = tree.finish()?;
+    let statement = sign(&Statement { digest, size, root });
+    Ok((BlobInfo { digest, size, root, statement }, hashes))
+}
+
+pub(super) fn put_facts(batch: &mut super::tables::Batch<'_>, info: &BlobInfo, hashes: &PieceHashes, place: Place) {
+    let key = digest_key(&info.digest);
+    let record = BlobRecord { size: info.size, root: info.root, place, statement: info.statement.clone() };
+    batch.put_record(Table::Blob, &key, &record);
+    if hashes.as_slice().len() > 1 {
+        batch.put(Table::Hashes, &key, hashes.as_slice().as_flattened());
+    }
+}
+
+/// The digest that was asked for is of another algorithm than the one that ran along: one more pass.
+fn rehash(state: &State, path: &PathBuf, algorithm: Algorithm) -> Result<Digest, StoreError> {
+    if let Some(small) = &state.small {
+        return Ok(Sha::of(algorithm, small));
+    }
+    let mut file = File::open(path).map_err(StoreError::io("open an upload"))?.take(state.tree.len());
+    let mut sha = Sha::new(algorithm);
+    let mut buffer = vec![0; REREAD_LEN];
+    loop {
+        match file.read(&mut buffer).map_err(StoreError::io("read an upload"))? {
+            0 => return Ok(sha.finish()),
+            len => sha.update(&buffer[..len]),
+        }
+    }
+}
+
+fn remove_if_there(path: &PathBuf) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove an upload")(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn sync_dir(path: &std::path::Path) -> Result<(), StoreError> {
+    let sync = || File::open(path)?.sync_all();
+    sync().map_err(StoreError::io("sync a directory"))
+}
+
+/// Adds one request's bytes to a session: while one batch is hashed and written, the next is gathered.
+#[derive(Debug)]
+pub(super) struct Appender {
+    inner: Arc<Inner>,
+    session: Arc<Session>,
+    claim: Arc<OwnedSemaphorePermit>,
+    batch: Vec<Bytes>,
+    batched: usize,
+    /// The share of [`UNWRITTEN_MAX`] that the batch takes.
+    permit: Option<OwnedSemaphorePermit>,
+    running: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Appender {
+    /// Hands the batch to a blocking thread, once the one before is done.
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        self.settle().await?;
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let (batch, permit) = (std::mem::take(&mut self.batch), self.permit.take());
+        self.batched = 0;
+        let (inner, session, claim) = (Arc::clone(&self.inner), Arc::clone(&self.session), Arc::clone(&self.claim));
+        // The claim goes along: a client that leaves and comes back must not write between these bytes.
+        self.running = Some(self.inner.jobs.spawn_blocking(move || {
+            let _held = (claim, permit);
+            inner.check_room()?;
+            session.touch();
+            session.writer().write(session.algorithm, &batch)
+        }));
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        match &mut self.running {
+            None => Ok(()),
+            Some(running) => {
+                let done = running.await;
+                self.running = None;
+                done.map_err(StoreError::failed("write an upload"))?
+            }
+        }
+    }
+
+    async fn take(&mut self, data: Bytes) -> Result<(), StoreError> {
+        // A frame of hyper is far smaller than the whole budget.
+        let want = u32::try_from(data.len().min(UNWRITTEN_MAX)).expect("the budget fits");
+        let permit = match Arc::clone(&self.inner.unwritten).try_acquire_many_owned(want) {
+            Ok(permit) => permit,
+            Err(_) => {
+                // Whoever waits holds nothing, so that all others come to an end.
+                self.flush().await?;
+                self.settle().await?;
+                let room = Arc::clone(&self.inner.unwritten).acquire_many_owned(want).await;
+                room.map_err(StoreError::failed("wait for room in memory"))?
+            }
+        };
+        match &mut self.permit {
+            Some(held) => held.merge(permit),
+            none => *none = Some(permit),
+        }
+        self.batched += data.len();
+        self.batch.push(data);
+        if self.batched >= BATCH_LEN { self.flush().await } else { Ok(()) }
+    }
+}
+
+impl Append for Appender {
+    fn write(&mut self, data: Bytes) -> Op<'_, ()> {
+        Box::pin(self.take(data))
+    }
+
+    fn finish(mut self: Box<Self>) -> Op<'static, u64> {
+        Box::pin(async move {
+            self.flush().await?;
+            self.settle().await?;
+            let session = Arc::clone(&self.session);
+            let jobs = self.inner.jobs.clone();
+            blocking(&jobs, move || Ok(session.writer().state(session.algorithm)?.tree.len())).await
+        })
+    }
+}
