@@ -40,9 +40,11 @@ use crate::store::{
     Append, AppendError, BeginError, Blob, BlobInfo, CommitError, Counts, Expected, Manifest, MoveTagError,
     NewManifest, Op, Page, PutManifestError, Sign, Store, StoreError, TagEntry,
 };
+use append::UNWRITTEN_MAX;
 use tables::{META_SECRETS, META_TAG_COUNTER, Table, Tables};
-use uploads::{Session, UNWRITTEN_MAX};
+use uploads::Session;
 
+mod append;
 mod records;
 mod tables;
 #[cfg(test)]

@@ -28,12 +28,12 @@ use shoal_proto::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    Inner, blocking,
+    Inner,
     tables::{BlobRecord, Place, Table, UploadRecord, digest_key, repository_key},
 };
 use crate::{
     hash::Sha,
-    store::{Append, AppendError, BeginError, BlobInfo, CommitError, Op, Sign, StoreError},
+    store::{AppendError, BeginError, BlobInfo, CommitError, Sign, StoreError},
     time::unix_seconds,
 };
 
@@ -43,10 +43,6 @@ pub(crate) const INLINE_MAX: usize = 64 << 10;
 pub(crate) const UPLOADS_MAX: usize = 1024;
 /// A session that was idle for so many seconds makes room for a new one when there are too many.
 const EVICT_IDLE_S: u64 = 600;
-/// Bytes that are gathered before they are hashed and written: enough that the way to a blocking thread costs nothing.
-const BATCH_LEN: usize = 512 << 10;
-/// Bytes of all uploads together that wait to be hashed and written.
-pub(crate) const UNWRITTEN_MAX: usize = 32 << 20;
 /// Buffer for reading a session's file again.
 const REREAD_LEN: usize = 256 << 10;
 
@@ -151,6 +147,17 @@ impl Session {
         self.writer.lock().expect("nobody panics while writing an upload")
     }
 
+    /// Bytes that the session holds.
+    pub(super) fn len(&self) -> Result<u64, StoreError> {
+        Ok(self.writer().state(self.algorithm)?.tree.len())
+    }
+
+    /// Adds bytes. The caller holds the claim.
+    pub(super) fn write(&self, parts: &[Bytes]) -> Result<(), StoreError> {
+        self.touch();
+        self.writer().write(self.algorithm, parts)
+    }
+
     fn touch(&self) {
         self.touched.store(unix_seconds(), Ordering::Relaxed);
     }
@@ -231,7 +238,7 @@ impl Inner {
         Ok(Some(session).filter(|session| session.repository == *repository))
     }
 
-    fn claim(
+    pub(super) fn claim(
         &self,
         repository: &Repository,
         upload: &UploadId,
@@ -242,32 +249,9 @@ impl Inner {
         if self.sessions().contains_key(upload) { Ok((session, claim)) } else { Err(AppendError::Unknown) }
     }
 
-    pub(super) fn start_append(
-        self: &Arc<Self>,
-        repository: &Repository,
-        upload: &UploadId,
-        at: Option<u64>,
-    ) -> Result<Appender, AppendError> {
-        let (session, claim) = self.claim(repository, upload)?;
-        let len = session.writer().state(session.algorithm)?.tree.len();
-        if at.is_some_and(|at| at != len) {
-            return Err(AppendError::Offset { len });
-        }
-        Ok(Appender {
-            inner: Arc::clone(self),
-            session,
-            claim: Arc::new(claim),
-            batch: Vec::new(),
-            batched: 0,
-            permit: None,
-            running: None,
-        })
-    }
-
     pub(super) fn len_of_upload(&self, repository: &Repository, upload: &UploadId) -> Result<u64, AppendError> {
         let session = self.session(repository, upload)?.ok_or(AppendError::Unknown)?;
-        let mut writer = session.writer();
-        Ok(writer.state(session.algorithm)?.tree.len())
+        Ok(session.len()?)
     }
 
     pub(super) fn cancel(&self, repository: &Repository, upload: &UploadId) -> Result<(), AppendError> {
@@ -449,87 +433,4 @@ fn remove_if_there(path: &PathBuf) -> Result<(), StoreError> {
 pub(super) fn sync_dir(path: &std::path::Path) -> Result<(), StoreError> {
     let sync = || File::open(path)?.sync_all();
     sync().map_err(StoreError::io("sync a directory"))
-}
-
-/// Adds one request's bytes to a session: while one batch is hashed and written, the next is gathered.
-#[derive(Debug)]
-pub(super) struct Appender {
-    inner: Arc<Inner>,
-    session: Arc<Session>,
-    claim: Arc<OwnedSemaphorePermit>,
-    batch: Vec<Bytes>,
-    batched: usize,
-    /// The share of [`UNWRITTEN_MAX`] that the batch takes.
-    permit: Option<OwnedSemaphorePermit>,
-    running: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
-}
-
-impl Appender {
-    /// Hands the batch to a blocking thread, once the one before is done.
-    async fn flush(&mut self) -> Result<(), StoreError> {
-        self.settle().await?;
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        let (batch, permit) = (std::mem::take(&mut self.batch), self.permit.take());
-        self.batched = 0;
-        let (inner, session, claim) = (Arc::clone(&self.inner), Arc::clone(&self.session), Arc::clone(&self.claim));
-        // The claim goes along: a client that leaves and comes back must not write between these bytes.
-        self.running = Some(self.inner.jobs.spawn_blocking(move || {
-            let _held = (claim, permit);
-            inner.check_room()?;
-            session.touch();
-            session.writer().write(session.algorithm, &batch)
-        }));
-        Ok(())
-    }
-
-    async fn settle(&mut self) -> Result<(), StoreError> {
-        match &mut self.running {
-            None => Ok(()),
-            Some(running) => {
-                let done = running.await;
-                self.running = None;
-                done.map_err(StoreError::failed("write an upload"))?
-            }
-        }
-    }
-
-    async fn take(&mut self, data: Bytes) -> Result<(), StoreError> {
-        // A frame of hyper is far smaller than the whole budget.
-        let want = u32::try_from(data.len().min(UNWRITTEN_MAX)).expect("the budget fits");
-        let permit = match Arc::clone(&self.inner.unwritten).try_acquire_many_owned(want) {
-            Ok(permit) => permit,
-            Err(_) => {
-                // Whoever waits holds nothing, so that all others come to an end.
-                self.flush().await?;
-                self.settle().await?;
-                let room = Arc::clone(&self.inner.unwritten).acquire_many_owned(want).await;
-                room.map_err(StoreError::failed("wait for room in memory"))?
-            }
-        };
-        match &mut self.permit {
-            Some(held) => held.merge(permit),
-            none => *none = Some(permit),
-        }
-        self.batched += data.len();
-        self.batch.push(data);
-        if self.batched >= BATCH_LEN { self.flush().await } else { Ok(()) }
-    }
-}
-
-impl Append for Appender {
-    fn write(&mut self, data: Bytes) -> Op<'_, ()> {
-        Box::pin(self.take(data))
-    }
-
-    fn finish(mut self: Box<Self>) -> Op<'static, u64> {
-        Box::pin(async move {
-            self.flush().await?;
-            self.settle().await?;
-            let session = Arc::clone(&self.session);
-            let jobs = self.inner.jobs.clone();
-            blocking(&jobs, move || Ok(session.writer().state(session.algorithm)?.tree.len())).await
-        })
-    }
 }

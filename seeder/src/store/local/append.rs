@@ -1,0 +1,121 @@
+//! Adding bytes to an upload.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shoal_proto::{name::Repository, oci::UploadId};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Inner, blocking, uploads::Session};
+use crate::store::{Append, AppendError, Op, StoreError};
+
+/// Bytes that are gathered before they are hashed and written: enough that the way to a blocking thread costs nothing.
+const BATCH_LEN: usize = 512 << 10;
+/// Bytes of all uploads together that wait to be hashed and written.
+pub(super) const UNWRITTEN_MAX: usize = 32 << 20;
+
+impl Inner {
+    pub(super) fn start_append(
+        self: &Arc<Self>,
+        repository: &Repository,
+        upload: &UploadId,
+        at: Option<u64>,
+    ) -> Result<Appender, AppendError> {
+        let (session, claim) = self.claim(repository, upload)?;
+        let len = session.len()?;
+        if at.is_some_and(|at| at != len) {
+            return Err(AppendError::Offset { len });
+        }
+        Ok(Appender {
+            inner: Arc::clone(self),
+            session,
+            claim: Arc::new(claim),
+            batch: Vec::new(),
+            batched: 0,
+            permit: None,
+            running: None,
+        })
+    }
+}
+
+/// Adds one request's bytes to a session: while one batch is hashed and written, the next is gathered.
+#[derive(Debug)]
+pub(super) struct Appender {
+    inner: Arc<Inner>,
+    session: Arc<Session>,
+    claim: Arc<OwnedSemaphorePermit>,
+    batch: Vec<Bytes>,
+    batched: usize,
+    /// The share of [`UNWRITTEN_MAX`] that the batch takes.
+    permit: Option<OwnedSemaphorePermit>,
+    running: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Appender {
+    /// Hands the batch to a blocking thread, once the one before is done.
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        self.settle().await?;
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let (batch, permit) = (std::mem::take(&mut self.batch), self.permit.take());
+        self.batched = 0;
+        let (inner, session, claim) = (Arc::clone(&self.inner), Arc::clone(&self.session), Arc::clone(&self.claim));
+        // The claim goes along: a client that leaves and comes back must not write between these bytes.
+        self.running = Some(self.inner.jobs.spawn_blocking(move || {
+            let _held = (claim, permit);
+            inner.check_room()?;
+            session.write(&batch)
+        }));
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        match &mut self.running {
+            None => Ok(()),
+            Some(running) => {
+                let done = running.await;
+                self.running = None;
+                done.map_err(StoreError::failed("write an upload"))?
+            }
+        }
+    }
+
+    async fn take(&mut self, data: Bytes) -> Result<(), StoreError> {
+        // A frame of hyper is far smaller than the whole budget.
+        let want = u32::try_from(data.len().min(UNWRITTEN_MAX)).expect("the budget fits");
+        let permit = match Arc::clone(&self.inner.unwritten).try_acquire_many_owned(want) {
+            Ok(permit) => permit,
+            Err(_) => {
+                // Whoever waits holds nothing, so that all others come to an end.
+                self.flush().await?;
+                self.settle().await?;
+                let room = Arc::clone(&self.inner.unwritten).acquire_many_owned(want).await;
+                room.map_err(StoreError::failed("wait for room in memory"))?
+            }
+        };
+        match &mut self.permit {
+            Some(held) => held.merge(permit),
+            none => *none = Some(permit),
+        }
+        self.batched += data.len();
+        self.batch.push(data);
+        if self.batched >= BATCH_LEN { self.flush().await } else { Ok(()) }
+    }
+}
+
+impl Append for Appender {
+    fn write(&mut self, data: Bytes) -> Op<'_, ()> {
+        Box::pin(self.take(data))
+    }
+
+    fn finish(mut self: Box<Self>) -> Op<'static, u64> {
+        Box::pin(async move {
+            self.flush().await?;
+            self.settle().await?;
+            let session = Arc::clone(&self.session);
+            let jobs = self.inner.jobs.clone();
+            blocking(&jobs, move || session.len()).await
+        })
+    }
+}
