@@ -17,9 +17,12 @@ pub mod handle;
 pub mod http;
 pub mod identity;
 pub mod metrics;
+pub mod net;
 pub mod peer;
 pub mod status;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod upstream;
 
 pub use config::Config;

@@ -1,0 +1,387 @@
+//! The task that owns the swarm.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder,
+    connection_limits::{self, ConnectionLimits},
+    core::Endpoint,
+    core::transport::ListenerId,
+    identify,
+    identity::Keypair,
+    kad::{
+        self, GetProvidersOk, InboundRequest, Mode, QueryId, QueryResult, RecordKey, StoreInserts, store::RecordStore,
+    },
+    noise, ping,
+    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
+    tcp, yamux,
+};
+use shoal_proto::{
+    message::PeerInfo,
+    signed::{DiscoveryKey, NodeId},
+};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+
+use super::{
+    ANNOUNCED_MAX, CONNECTIONS_MAX, Command, Door, FINDS_MAX, FINDS_WAITING_MAX, IDLE_TIMEOUT, KAD_PROTOCOL, NetConfig,
+    NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REFRESH, contact, door,
+    libp2p_address, node_id, peer_address, peer_id, records::Records,
+};
+use crate::identity::Identity;
+
+/// How often announcements that are due are looked for.
+const TICK: Duration = Duration::from_millis(250);
+/// How often expired records are dropped and the size of the table is told.
+const SWEEP: Duration = Duration::from_secs(60);
+/// How often the table is refreshed by a look-up of this node itself.
+const BOOTSTRAP: Duration = Duration::from_secs(600);
+/// Addresses of one node that are put into the table.
+const TABLE_ADDRESSES_MAX: usize = 4;
+
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    kad: kad::Behaviour<Records>,
+}
+
+enum Query {
+    Announce,
+    Find(DiscoveryKey),
+}
+
+pub(super) struct Worker {
+    swarm: Swarm<Behaviour>,
+    config: NetConfig,
+    /// What each listener was asked to listen on, and its port once it has one.
+    listeners: BTreeMap<SocketAddr, (ListenerId, Option<u16>)>,
+    events: mpsc::Sender<NetEvent>,
+    queries: HashMap<QueryId, Query>,
+    /// When each key is announced next.
+    announced: BTreeMap<DiscoveryKey, Instant>,
+    announcing: usize,
+    finding: BTreeSet<DiscoveryKey>,
+    waiting: VecDeque<DiscoveryKey>,
+    swept: Instant,
+    bootstrapped: Instant,
+}
+
+impl Worker {
+    pub(super) fn new(
+        identity: &Identity,
+        config: &NetConfig,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Result<Self, NetError> {
+        let setup = |error: &dyn std::fmt::Display| NetError::Setup(error.to_string());
+        let keys = Keypair::ed25519_from_bytes(identity.secret()).map_err(|error| setup(&error))?;
+        let swarm = SwarmBuilder::with_existing_identity(keys)
+            .with_tokio()
+            .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)
+            .map_err(|error| setup(&error))?
+            .with_behaviour(behaviour)
+            .map_err(|error| setup(&error))?
+            .with_swarm_config(|swarm| swarm.with_idle_connection_timeout(IDLE_TIMEOUT))
+            .build();
+        let now = Instant::now();
+        let mut worker = Self {
+            swarm,
+            config: config.clone(),
+            listeners: BTreeMap::new(),
+            events,
+            queries: HashMap::new(),
+            announced: BTreeMap::new(),
+            announcing: 0,
+            finding: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            swept: now,
+            bootstrapped: now,
+        };
+        worker.swarm.behaviour_mut().kad.set_mode(Some(Mode::Server));
+        for address in &config.listen {
+            let listener = worker.swarm.listen_on(libp2p_address(*address));
+            let listener =
+                listener.map_err(|error| NetError::Listen { address: *address, error: error.to_string() })?;
+            worker.listeners.insert(*address, (listener, None));
+        }
+        Ok(worker)
+    }
+
+    /// Waits until every listener has an address, and says which.
+    pub(super) async fn listen(&mut self) -> Result<Vec<SocketAddr>, NetError> {
+        while self.listeners.values().any(|(_, port)| port.is_none()) {
+            match self.swarm.select_next_some().await {
+                SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                    let closed = self.listeners.iter().find(|(_, (id, _))| *id == listener_id);
+                    if let Some((address, _)) = closed {
+                        return Err(NetError::Listen { address: *address, error: format!("{reason:?}") });
+                    }
+                }
+                event => self.on_event(event).await,
+            }
+        }
+        let bound = |(asked, (_, port)): (&SocketAddr, &(ListenerId, Option<u16>))| {
+            SocketAddr::new(asked.ip(), port.unwrap_or(asked.port()))
+        };
+        Ok(self.listeners.iter().map(bound).collect())
+    }
+
+    /// A listener has an address: under an unspecified one each interface tells its own. Others are told those that they
+    /// can reach, or the advertised ones instead.
+    fn listening(&mut self, listener: ListenerId, at: SocketAddr) {
+        let Some((asked, (_, port))) = self.listeners.iter_mut().find(|(_, (id, _))| *id == listener) else { return };
+        *port = Some(at.port());
+        let advertised = self.config.advertise.clone();
+        if !advertised.is_empty() {
+            advertised.into_iter().for_each(|ip| self.reachable_at(ip, at.port()));
+        } else if !asked.ip().is_unspecified() || is_routable(at.ip()) {
+            self.reachable_at(at.ip(), at.port());
+        }
+    }
+
+    fn reachable_at(&mut self, ip: IpAddr, libp2p_port: u16) {
+        let mut addresses = vec![libp2p_address(SocketAddr::new(ip, libp2p_port))];
+        let fits =
+            |peer: &&SocketAddr| peer.ip() == ip || peer.ip().is_unspecified() || !self.config.advertise.is_empty();
+        let doors = self.config.peer.iter().filter(fits);
+        addresses.extend(doors.map(|peer| peer_address(SocketAddr::new(ip, peer.port()))));
+        for address in addresses {
+            self.swarm.add_external_address(address);
+        }
+        let all = self.swarm.external_addresses().cloned().collect();
+        self.swarm.behaviour_mut().kad.store_mut().set_my_addresses(all);
+    }
+
+    /// Runs until nobody listens.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_event(event).await,
+                command = commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                _ = tick.tick() => self.on_tick().await,
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Announce(keys) => {
+                let now = Instant::now();
+                for key in keys {
+                    if self.announced.len() < ANNOUNCED_MAX {
+                        self.announced.entry(key).or_insert(now);
+                    }
+                }
+                self.announce_due(now);
+            }
+            Command::Withdraw(keys) => {
+                for key in keys {
+                    self.announced.remove(&key);
+                    self.swarm.behaviour_mut().kad.stop_providing(&RecordKey::new(&key));
+                }
+            }
+            Command::Find(keys) => {
+                for key in keys {
+                    if !self.finding.contains(&key) && !self.waiting.contains(&key) {
+                        if self.waiting.len() == FINDS_WAITING_MAX {
+                            self.waiting.pop_front();
+                        }
+                        self.waiting.push_back(key);
+                    }
+                }
+                self.find_waiting();
+            }
+            Command::Know(node, addresses) => {
+                if let Some(peer) = peer_id(&node) {
+                    for address in addresses.into_iter().take(TABLE_ADDRESSES_MAX) {
+                        self.swarm.behaviour_mut().kad.add_address(&peer, libp2p_address(address));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn on_tick(&mut self) {
+        let now = Instant::now();
+        self.announce_due(now);
+        if now.duration_since(self.swept) >= SWEEP {
+            self.swept = now;
+            self.swarm.behaviour_mut().kad.store_mut().sweep(now);
+        }
+        let nodes = self.nodes();
+        if nodes > 0 && now.duration_since(self.bootstrapped) >= BOOTSTRAP {
+            self.bootstrapped = now;
+            // Fails only without a known node, and there is one.
+            let _ = self.swarm.behaviour_mut().kad.bootstrap();
+        }
+        // A loop that is behind need not hear this.
+        let _ = self.events.try_send(NetEvent::Table(nodes));
+    }
+
+    fn nodes(&mut self) -> usize {
+        self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
+    }
+
+    /// Starts announcements that are due, while there is room and anybody to announce to.
+    fn announce_due(&mut self, now: Instant) {
+        if self.announcing >= PROVIDES_MAX || self.announced.is_empty() || self.nodes() == 0 {
+            return;
+        }
+        let room = PROVIDES_MAX - self.announcing;
+        let due: Vec<_> = self.announced.iter().filter(|(_, at)| **at <= now).take(room).map(|(key, _)| *key).collect();
+        for key in due {
+            if let Ok(id) = self.swarm.behaviour_mut().kad.start_providing(RecordKey::new(&key)) {
+                self.queries.insert(id, Query::Announce);
+                self.announcing += 1;
+                // Spread, so that what was announced together is not refreshed together.
+                let jitter = REFRESH.as_secs() / 8 * u64::from(key[31]) / 256;
+                self.announced.insert(key, now + REFRESH - Duration::from_secs(jitter));
+            }
+        }
+    }
+
+    fn find_waiting(&mut self) {
+        while self.finding.len() < FINDS_MAX {
+            let Some(key) = self.waiting.pop_front() else { return };
+            let id = self.swarm.behaviour_mut().kad.get_providers(RecordKey::new(&key));
+            self.queries.insert(id, Query::Find(key));
+            self.finding.insert(key);
+        }
+    }
+
+    async fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
+                self.identified(peer_id, &info);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_kad(event).await,
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                if let Some(Door::Libp2p(at)) = door(&address) {
+                    self.listening(listener_id, at);
+                }
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "libp2p's listener failed"),
+            _ => {}
+        }
+    }
+
+    /// A node of the DHT has told where it listens.
+    fn identified(&mut self, peer: PeerId, info: &identify::Info) {
+        if !info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
+            return;
+        }
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let dialable = info.listen_addrs.iter().filter(|address| matches!(door(address), Some(Door::Libp2p(_))));
+        for address in dialable.take(TABLE_ADDRESSES_MAX) {
+            kad.add_address(&peer, address.clone());
+        }
+        self.announce_due(Instant::now());
+    }
+
+    async fn on_kad(&mut self, event: kad::Event) {
+        match event {
+            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(record) } } => {
+                if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
+                    tracing::debug!(%error, "a provider record is not kept");
+                }
+            }
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
+                if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { key, providers })) = result {
+                    self.found(&key, providers.into_iter().collect()).await;
+                }
+                if step.last {
+                    self.finished(id).await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn found(&mut self, key: &RecordKey, providers: Vec<PeerId>) {
+        let Ok(key) = DiscoveryKey::try_from(key.as_ref()) else { return };
+        let contacts: Vec<PeerInfo> = providers.iter().filter_map(|peer| self.contact(&key, peer)).collect();
+        if !contacts.is_empty() {
+            let _ = self.events.send(NetEvent::Found { key, contacts }).await;
+        }
+    }
+
+    /// Where a provider can be reached, by our own records and by what the running queries have heard. Kademlia tells
+    /// the latter to whoever is about to dial, so it is asked as if we were.
+    fn contact(&mut self, key: &DiscoveryKey, peer: &PeerId) -> Option<PeerInfo> {
+        if peer == self.swarm.local_peer_id() {
+            return None;
+        }
+        let node: NodeId = node_id(peer)?;
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let records = kad.store_mut().providers(&RecordKey::new(key));
+        let stored = records.into_iter().filter(|record| record.provider == *peer).flat_map(|record| record.addresses);
+        let mut addresses: Vec<Multiaddr> = stored.collect();
+        let dial = ConnectionId::new_unchecked(0);
+        let heard = kad.handle_pending_outbound_connection(dial, Some(*peer), &[], Endpoint::Dialer);
+        addresses.extend(heard.unwrap_or_default());
+        contact(node, &addresses)
+    }
+
+    async fn finished(&mut self, id: QueryId) {
+        match self.queries.remove(&id) {
+            Some(Query::Announce) => {
+                self.announcing -= 1;
+                self.announce_due(Instant::now());
+            }
+            Some(Query::Find(key)) => {
+                self.finding.remove(&key);
+                self.find_waiting();
+                let _ = self.events.send(NetEvent::Done { key }).await;
+            }
+            None => {}
+        }
+    }
+}
+
+fn behaviour(keys: &Keypair) -> Behaviour {
+    let me = keys.public().to_peer_id();
+    let limits = ConnectionLimits::default()
+        .with_max_established(Some(CONNECTIONS_MAX))
+        .with_max_established_per_peer(Some(2))
+        .with_max_pending_incoming(Some(PENDING_INCOMING_MAX));
+    let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
+    config
+        .set_query_timeout(QUERY_TIMEOUT)
+        .set_record_ttl(Some(RECORD_TTL))
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_provider_record_ttl(Some(RECORD_TTL))
+        .set_provider_publication_interval(None)
+        .set_record_filtering(StoreInserts::FilterBoth)
+        .set_kbucket_inserts(kad::BucketInserts::Manual)
+        .set_caching(kad::Caching::Disabled)
+        .set_periodic_bootstrap_interval(None);
+    // Only addresses that others can reach are told.
+    let identify = identify::Config::new("/shoal/1".into(), keys.public())
+        .with_agent_version(concat!("shoal/", env!("CARGO_PKG_VERSION")).into())
+        .with_hide_listen_addrs(true);
+    Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::default(),
+        kad: kad::Behaviour::with_config(me, Records::new(me), config),
+    }
+}
+
+/// Whether an interface's address is of use to other machines.
+fn is_routable(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    }
+}
