@@ -2,7 +2,7 @@
 //! error responses, ranges, and the **hand-off**: a large plain GET leaves hyper for the socket.
 //!
 //! hyper cannot `sendfile`. A [`Service`] therefore answers with either an ordinary response or a
-//! [`Handoff`](handoff::Handoff): a head and a list of byte ranges of a file. The connection then takes the socket
+//! [`Handoff`]: a head and a list of byte ranges of a file. The connection then takes the socket
 //! back from hyper, writes the head, moves the file's pages straight to the socket, and gives the socket to hyper again
 //! with whatever the client has sent meanwhile. The file may still be growing: a [`BodySource`](handoff::BodySource)
 //! says how far it may be read.

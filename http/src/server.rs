@@ -48,7 +48,8 @@ pub struct Limits {
     pub head_len_max: usize,
     /// Header lines of a request.
     pub headers_max: usize,
-    /// Longest wait for a request's head, on a new connection as on an idle one.
+    /// Longest wait for a request's head, on a new connection as on an idle one. Longer than clients keep idle connections
+    /// (90 s is common), so that it is the client who closes.
     pub idle: Duration,
     /// Longest time in which a client takes no byte of a body. Generous: a container runtime stops reading while it
     /// unpacks.
@@ -63,7 +64,7 @@ impl Default for Limits {
             connections_max: 4096,
             head_len_max: 64 << 10,
             headers_max: 128,
-            idle: Duration::from_secs(90),
+            idle: Duration::from_secs(120),
             stall: Duration::from_secs(300),
             drain: Duration::from_secs(10),
         }

@@ -180,6 +180,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_says_what_holds_without_it() {
+        let example = include_str!("../seeder.example.toml");
+        assert_eq!(parse(example).unwrap(), Config::default());
+        let keys = example.lines().filter(|line| line.contains(" = ")).count();
+        assert_eq!(keys, 11, "every key is shown");
+    }
+
+    #[test]
     fn only_on_purpose_does_it_listen_to_other_machines() {
         let mut config = parse("listen = [\"127.0.0.1:0\", \"[::1]:0\"]").unwrap();
         assert!(config.check().is_ok());

@@ -5,7 +5,7 @@
 //! another. A pull brings a node the statements, a capability, and the names of others that pull the same image; what no
 //! peer has, it asks for by pieces, and the seeder sees to it that each goes out about once.
 //!
-//! **Layers.** [`http`](self) handlers know routes and words; [`store::Store`] knows what a registry keeps and nothing of
+//! **Layers.** The HTTP handlers know routes and words; [`store::Store`] knows what a registry keeps and nothing of
 //! HTTP; [`pieces`] and [`swarm`] decide, without a clock or a socket. [`access::Access`] is asked before every handler,
 //! [`events::Events`] told after every change.
 //!

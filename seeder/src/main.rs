@@ -141,7 +141,13 @@ fn config(common: &Common, override_with: impl FnOnce(&mut Config)) -> anyhow::R
 fn log_to_stderr() {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    // Whoever read the log may leave: that must not stop the seeder, as a complaint about it on stderr would.
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Each connection and each blob being read is an open file.

@@ -13,7 +13,7 @@
 //! by the next push of the same content. Records never name bytes that are not on disk.
 //!
 //! **Who may change what.** Uploads are claimed by one request at a time. Manifests, links and tags of a repository
-//! change under one of [`STRIPES`] locks, so that a check and the change that it guards are one. No lock is held across
+//! change under one of a few locks, so that a check and the change that it guards are one. No lock is held across
 //! an await: everything here runs on blocking threads.
 
 use std::{
