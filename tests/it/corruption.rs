@@ -11,8 +11,7 @@ use shoal_tests::{
     cluster::{Cluster, Daemon},
     flip::Flip,
     image::Image,
-    metrics::names,
-    pull, push,
+    pull, push, wait,
 };
 
 use crate::images::MIB;
@@ -46,11 +45,15 @@ async fn a_peer_that_spoils_all_it_sends_is_banned_by_all_and_harms_nobody() -> 
     let reports = pulls.await?;
     ensure!(reports.iter().all(|report| report.manifest == image.manifest.digest), "{reports:?}");
     ensure!(flip.flipped() > 0, "nobody asked the liar: this test shows nothing");
+    let name = liar.account().await?["swarm"]["node"].as_str().context("a node has a name")?.to_owned();
     for agent in &cluster.agents {
-        let banned = |metrics: &shoal_tests::metrics::Metrics| {
-            metrics.count(names::AGENT_BAD_PIECES, &[]) > 0 && metrics.count(names::AGENT_BANNED, &[]) == 1
-        };
-        agent.metrics_until("the liar banned, and nobody else", LONG, banned).await?;
+        wait::until(&format!("{} bans the liar", agent.name()), LONG, async || {
+            let swarm = agent.account().await?["swarm"].take();
+            let banned = swarm["banned"].as_array().context("a list of the banned")?;
+            ensure!(banned.iter().all(|node| *node == name), "{} banned an honest peer: {banned:?}", agent.name());
+            Ok((!banned.is_empty() && swarm["bad_pieces"].as_u64() > Some(0)).then_some(()))
+        })
+        .await?;
     }
     cluster.agents.push(liar);
     cluster.finish().await

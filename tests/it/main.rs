@@ -2,6 +2,7 @@
 mod bad_input;
 mod clients;
 mod corruption;
+mod disk_full;
 mod harness;
 mod images;
 mod memory;

@@ -210,6 +210,15 @@ impl Daemon {
         wait::until(&what, limit, async || Ok(Some(self.metrics().await?).filter(|metrics| look(metrics)))).await
     }
 
+    /// An agent's own account of itself (`/status`).
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn account(&self) -> Result<serde_json::Value> {
+        let reply = self.status().get("/status").await.with_context(|| format!("status of {}", self.name))?;
+        serde_json::from_slice(&reply.body).with_context(|| format!("status of {}", self.name))
+    }
+
     /// The most memory that it ever had resident since it was started, in bytes.
     ///
     /// # Errors

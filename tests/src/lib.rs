@@ -20,4 +20,5 @@ pub mod pull;
 pub mod push;
 pub mod raw;
 pub mod report;
+pub mod tmpfs;
 pub mod wait;

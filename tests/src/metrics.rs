@@ -14,10 +14,6 @@ pub mod names {
     pub const AGENT_RECEIVED: &str = "shoal_agent_received_bytes_total";
     /// Agent: clients that read a blob now.
     pub const AGENT_READERS: &str = "shoal_agent_readers";
-    /// Agent: peers banned now.
-    pub const AGENT_BANNED: &str = "shoal_agent_banned_peers";
-    /// Agent: pieces that did not match their hash.
-    pub const AGENT_BAD_PIECES: &str = "shoal_agent_bad_pieces_total";
     /// Of [`AGENT_RECEIVED`]: from other agents.
     pub const FROM_PEERS: &str = "from=\"peer\"";
     /// Of [`AGENT_RECEIVED`]: from the seeder.
