@@ -252,3 +252,8 @@ where
     }
     Err(last.expect("there is at least one name"))
 }
+
+#[cfg(test)]
+pub(crate) fn tests_now() -> u64 {
+    images::now()
+}

@@ -1,0 +1,461 @@
+//! Stand-ins for tests: a seeder that speaks the vendor routes from memory, and a loop that fetches from it alone.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use shoal_http::{ApiError, Limits, Peer, Reply, RequestBody, Service, body, reply};
+use shoal_proto::{
+    Digest, PROTOCOL,
+    api::{Discovery, Info, Join, Joined, PiecesGiven, PiecesWanted, Pull, Pulled, REQUEST_LEN_MAX},
+    codec,
+    envelope::Envelope,
+    have::HaveSet,
+    message::PeerInfo,
+    name::{Reference, Repository},
+    oci::{ErrorCode, Route},
+    signed::{
+        Capability, Covered, KeySet, Labels, Membership, NodeId, Purpose, Statement, Subject, TagRecord, Version,
+    },
+    tree::{BlobHasher, PieceHashes},
+};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    handle::{self, Command, Commands, Handle, Want},
+    identity::Identity,
+    store::{Blob, OpenedStatement, Store, StoreConfig},
+    upstream::{Credentials, Upstream, UpstreamConfig},
+};
+
+pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Bytes that differ along the blob and between blobs.
+pub(crate) fn content(seed: u8, len: usize) -> Bytes {
+    (0..len).map(|i| u8::try_from((i / 3 + i / 4096 * 7 + usize::from(seed) * 31) % 253).unwrap()).collect()
+}
+
+/// A seeder in memory.
+#[derive(Debug)]
+pub(crate) struct FakeSeeder {
+    pub(crate) root: SigningKey,
+    key: SigningKey,
+    pub(crate) open: AtomicBool,
+    /// Answers 503 to everything.
+    pub(crate) down: AtomicBool,
+    /// Answers 503 to so many requests yet.
+    pub(crate) failing: AtomicU32,
+    /// Clients must show this `Authorization`, if any.
+    pub(crate) password: Mutex<Option<String>>,
+    pub(crate) blobs: Mutex<BTreeMap<Digest, Bytes>>,
+    tags: Mutex<HashMap<(Repository, Reference), Digest>>,
+    counter: AtomicU32,
+    /// `METHOD path`, in order.
+    pub(crate) log: Mutex<Vec<String>>,
+    /// Flips a bit in every piece.
+    pub(crate) lying: AtomicBool,
+    pub(crate) introductions: Mutex<Vec<PeerInfo>>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FakeSeeder {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            root: SigningKey::from_bytes(&[1; 32]),
+            key: SigningKey::from_bytes(&[2; 32]),
+            open: AtomicBool::new(true),
+            down: AtomicBool::new(false),
+            failing: AtomicU32::new(0),
+            password: Mutex::default(),
+            blobs: Mutex::default(),
+            tags: Mutex::default(),
+            counter: AtomicU32::new(1),
+            log: Mutex::default(),
+            lying: AtomicBool::new(false),
+            introductions: Mutex::default(),
+        })
+    }
+
+    /// Serves on a port of its own until the token is cancelled.
+    pub(crate) async fn serve(self: &Arc<Self>, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (service, stop) = (self.clone(), stop.clone());
+        tasks.spawn(async move {
+            shoal_http::serve(vec![listener], service, Limits::default(), stop.cancelled_owned()).await;
+        });
+        address
+    }
+
+    pub(crate) fn put_blob(&self, data: &Bytes) -> Digest {
+        let digest = Digest::of(data);
+        lock(&self.blobs).insert(digest, data.clone());
+        digest
+    }
+
+    /// Pushes an image with these layers (and an empty JSON config); gives the manifest's digest.
+    pub(crate) fn push(&self, repository: &str, tag: &str, layers: &[Bytes]) -> Digest {
+        let config = Bytes::from_static(b"{}");
+        let describe =
+            |data: &Bytes| serde_json::json!({ "mediaType": "x", "digest": self.put_blob(data), "size": data.len() });
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": describe(&config),
+            "layers": layers.iter().map(describe).collect::<Vec<_>>(),
+        });
+        self.push_manifest(repository, tag, &Bytes::from(manifest.to_string()))
+    }
+
+    pub(crate) fn push_manifest(&self, repository: &str, tag: &str, manifest: &Bytes) -> Digest {
+        let digest = self.put_blob(manifest);
+        let repository: Repository = repository.parse().unwrap();
+        self.counter.fetch_add(1, Ordering::Relaxed);
+        let mut tags = lock(&self.tags);
+        tags.insert((repository.clone(), tag.parse().unwrap()), digest);
+        tags.insert((repository, Reference::Digest(digest)), digest);
+        digest
+    }
+
+    pub(crate) fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.log))
+    }
+
+    pub(crate) fn key_set(&self) -> Envelope {
+        let public = self.key.verifying_key().to_bytes();
+        let purposes = [Purpose::Statement, Purpose::Member, Purpose::Capability, Purpose::Tag];
+        let keys = KeySet {
+            version: Version { epoch: 0, counter: 1 },
+            keys: purposes.into_iter().map(|purpose| (purpose, public)).collect(),
+        };
+        Envelope::sign(&keys, &self.root)
+    }
+
+    fn describe(&self, digest: &Digest) -> Option<(OpenedStatement, PieceHashes, Bytes)> {
+        let data = lock(&self.blobs).get(digest)?.clone();
+        let mut hasher = BlobHasher::new();
+        hasher.update(&data);
+        let (root, hashes) = hasher.finish().unwrap();
+        let statement = Statement { digest: *digest, size: data.len() as u64, root };
+        Some((OpenedStatement { envelope: Envelope::sign(&statement, &self.key), statement }, hashes, data))
+    }
+
+    fn pulled(&self, repository: &Repository, reference: &Reference) -> Option<Pulled> {
+        let digest = *lock(&self.tags).get(&(repository.clone(), reference.clone()))?;
+        let manifest = lock(&self.blobs).get(&digest)?.clone();
+        let value: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let layers = value["layers"].as_array().cloned().unwrap_or_default();
+        let children = layers.iter().chain([&value["config"]]);
+        let mut digests: Vec<Digest> = children.filter_map(|child| child["digest"].as_str()?.parse().ok()).collect();
+        digests.push(digest);
+        let public = lock(&self.password).is_none();
+        let now = crate::http::tests_now();
+        let capability = Capability {
+            subject: if public { Subject::AnyMember } else { Subject::Node(NodeId([9; 32])) },
+            covered: Covered::List(digests.clone()),
+            discovery: [3; 32],
+            not_before: now - 60,
+            not_after: now + 3600,
+        };
+        let record = |tag: &shoal_proto::name::Tag| TagRecord {
+            repository: repository.clone(),
+            tag: tag.clone(),
+            digest: Some(digest),
+            media_type: MANIFEST_TYPE.into(),
+            version: Version { epoch: 0, counter: u64::from(self.counter.load(Ordering::Relaxed)) },
+            signed_at: now,
+            public,
+        };
+        Some(Pulled {
+            digest,
+            media_type: MANIFEST_TYPE.into(),
+            tag_record: match reference {
+                Reference::Tag(tag) => Some(Envelope::sign(&record(tag), &self.key)),
+                Reference::Digest(_) => None,
+            },
+            statements: digests.iter().filter_map(|digest| Some(self.describe(digest)?.0.envelope)).collect(),
+            capability: Envelope::sign(&capability, &self.key),
+            discovery: digests.iter().map(|&digest| Discovery { digest, key: [4; 32], region: [5; 32] }).collect(),
+            bundle: public.then_some([6; 32]),
+            candidates: vec![],
+            introductions: lock(&self.introductions).clone(),
+        })
+    }
+
+    async fn answer(&self, request: Request<RequestBody>) -> Result<Reply, ApiError> {
+        let (parts, body) = request.into_parts();
+        let route = Route::parse(parts.uri.path())?;
+        let unknown = |code| ApiError::new(code, "not here");
+        if let (Some(password), Some(_)) = (&*lock(&self.password), route.repository()) {
+            let shown = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+            if shown != Some(password) {
+                let challenge = HeaderValue::from_static("Basic realm=\"seeder\"");
+                return Err(unknown(ErrorCode::Unauthorized).header(header::WWW_AUTHENTICATE, challenge));
+            }
+        }
+        match route {
+            Route::Info => {
+                let (root, open) = (self.root.verifying_key().to_bytes(), self.open.load(Ordering::Relaxed));
+                Ok(encoded(&Info { protocol: PROTOCOL, root, keys: self.key_set(), open }))
+            }
+            Route::Join => {
+                let join: Join = decoded(body).await?;
+                let now = crate::http::tests_now();
+                let membership = Membership {
+                    node: join.node,
+                    labels: join.labels,
+                    not_before: now - 60,
+                    not_after: now + 3600,
+                    serial: 1,
+                };
+                Ok(encoded(&Joined { membership: Envelope::sign(&membership, &self.key), revocations: None }))
+            }
+            Route::Pull(repository, reference) => {
+                let _: Pull = decoded(body).await?;
+                self.pulled(&repository, &reference)
+                    .map(|pulled| encoded(&pulled))
+                    .ok_or_else(|| unknown(ErrorCode::ManifestUnknown))
+            }
+            Route::Manifest(repository, reference) => {
+                let digest = lock(&self.tags).get(&(repository, reference)).copied();
+                let digest = digest.ok_or_else(|| unknown(ErrorCode::ManifestUnknown))?;
+                Ok(self.manifest(&parts, &digest))
+            }
+            Route::Statement(_, digest) => {
+                let found = self.describe(&digest).ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
+                Ok(encoded(&found.0.envelope))
+            }
+            Route::Hashes(_, digest) => {
+                let found = self.describe(&digest).ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
+                Ok(Response::new(reply::full(found.1.as_slice().as_flattened().to_vec())).into())
+            }
+            Route::Pieces(_, digest) => {
+                let wanted: PiecesWanted = decoded(body).await?;
+                let found = self.describe(&digest).ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
+                Ok(self.pieces(&wanted, &found.1, &found.2))
+            }
+            Route::Blob(_, digest) => {
+                let data = lock(&self.blobs).get(&digest).cloned().ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
+                let content = reply::Content::new(
+                    &parts.headers,
+                    data.len() as u64,
+                    &HeaderValue::from_static("application/octet-stream"),
+                    None,
+                );
+                Ok(content.from_memory(&data).into())
+            }
+            Route::Tags(name) => {
+                let known = lock(&self.tags).keys().any(|(repository, _)| *repository == name);
+                let found = Response::new(reply::full(format!("{{\"name\":\"{name}\",\"tags\":[\"seeder\"]}}")));
+                if known { Ok(found.into()) } else { Err(unknown(ErrorCode::NameUnknown)) }
+            }
+            other => Err(ApiError::new(ErrorCode::Unsupported, format!("{other:?}"))),
+        }
+    }
+
+    fn manifest(&self, parts: &http::request::Parts, digest: &Digest) -> Reply {
+        let data = lock(&self.blobs)[digest].clone();
+        let etag = format!("\"{digest}\"");
+        let known = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes());
+        let head = parts.method == Method::HEAD;
+        let mut response = Response::new(if known || head { reply::empty() } else { reply::full(data.clone()) });
+        if known {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        } else {
+            response.headers_mut().insert(header::CONTENT_LENGTH, data.len().into());
+        }
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MANIFEST_TYPE));
+        let digest = HeaderValue::from_str(&digest.to_string()).unwrap();
+        response.headers_mut().insert("docker-content-digest", digest);
+        response.into()
+    }
+
+    fn pieces(&self, wanted: &PiecesWanted, hashes: &PieceHashes, data: &Bytes) -> Reply {
+        let layout = hashes.layout();
+        let want = HaveSet::from_bytes(layout, &wanted.want).unwrap();
+        let pieces: Vec<_> = want.iter().take(usize::from(wanted.max)).collect();
+        let given = PiecesGiven { pieces: pieces.iter().map(|piece| piece.get()).collect(), retry_after_ms: 50 };
+        let head = codec::encode(&given);
+        let mut body = u32::try_from(head.len()).unwrap().to_le_bytes().to_vec();
+        body.extend_from_slice(&head);
+        for piece in pieces {
+            let range = layout.range(piece);
+            let start = body.len();
+            body.extend_from_slice(&data[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]);
+            if self.lying.load(Ordering::Relaxed) {
+                body[start] ^= 1;
+            }
+        }
+        Response::new(reply::full(body)).into()
+    }
+}
+
+fn encoded<T: bincode::Encode>(value: &T) -> Reply {
+    Response::new(reply::full(codec::encode(value))).into()
+}
+
+async fn decoded<T: bincode::Decode<()>>(body: RequestBody) -> Result<T, ApiError> {
+    let bytes = body::collect(body, REQUEST_LEN_MAX).await?;
+    Ok(codec::decode::<T, REQUEST_LEN_MAX>(&bytes).unwrap())
+}
+
+impl Service for FakeSeeder {
+    async fn call(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> Reply {
+        lock(&self.log).push(format!("{} {}", request.method(), request.uri()));
+        let failing =
+            self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if self.down.load(Ordering::Relaxed) || failing {
+            return ApiError::internal("down").status(StatusCode::SERVICE_UNAVAILABLE).into();
+        }
+        self.answer(request).await.unwrap_or_else(Reply::from)
+    }
+}
+
+/// What a test of the agent's parts stands on.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) seeder: Arc<FakeSeeder>,
+    pub(crate) address: SocketAddr,
+    pub(crate) store: Store,
+    pub(crate) upstream: Upstream,
+    pub(crate) identity: Identity,
+    pub(crate) tasks: JoinSet<()>,
+    pub(crate) stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    pub(crate) async fn set() -> Self {
+        let (dir, seeder) = (tempfile::tempdir().unwrap(), FakeSeeder::new());
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        let address = seeder.serve(&mut tasks, &stop).await;
+        let config = StoreConfig { dir: dir.path().to_owned(), quota_bytes: 64 << 20, boot_id: "boot".into() };
+        let store = Store::open(config).unwrap();
+        let upstream = Upstream::connect(&upstream_config(address), &store).await.unwrap();
+        let identity = Identity::from_secret(&[8; 32]);
+        upstream.set_self(PeerInfo { node: identity.node(), peer: vec![], libp2p: vec![], labels: Labels::default() });
+        upstream.join(&identity, &Labels::default()).await.unwrap();
+        seeder.requests();
+        Self { seeder, address, store, upstream, identity, tasks, stop, _dir: dir }
+    }
+
+    /// A loop that fetches every wanted blob from the seeder, a piece for each permit of `pace`.
+    pub(crate) fn start_loop(&mut self, pace: Arc<Semaphore>) -> (Handle, Arc<Mutex<Vec<String>>>) {
+        let (handle, commands) = handle::channel();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let fake = FakeLoop { store: self.store.clone(), upstream: self.upstream.clone(), pace, heard: heard.clone() };
+        self.tasks.spawn(fake.run(commands, self.stop.clone()));
+        (handle, heard)
+    }
+}
+
+pub(crate) fn upstream_config(address: SocketAddr) -> UpstreamConfig {
+    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true }
+}
+
+struct FakeLoop {
+    store: Store,
+    upstream: Upstream,
+    pace: Arc<Semaphore>,
+    heard: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeLoop {
+    async fn run(self, mut commands: Commands, stop: CancellationToken) {
+        let mut fetches = JoinSet::new();
+        loop {
+            let command = tokio::select! {
+                () = stop.cancelled() => return,
+                command = commands.recv() => command,
+            };
+            let said = match command {
+                None => return,
+                Some(Command::Want(want)) => {
+                    let said = format!("want {}", want.statement.statement.digest);
+                    fetches.spawn(fetch(self.store.clone(), self.upstream.clone(), self.pace.clone(), *want));
+                    said
+                }
+                Some(Command::Image(context)) => format!("image {} keys={}", context.image, context.bundle_keys.len()),
+                Some(Command::ReaderOpened { range, .. }) => format!("opened {range:?}"),
+                Some(Command::ReaderMoved { position, .. }) => format!("moved {position}"),
+                Some(Command::ReaderClosed { .. }) => "closed".into(),
+                Some(Command::Bundle { reply, .. }) => {
+                    drop(reply.send(None));
+                    "bundle".into()
+                }
+                Some(Command::Status { reply }) => {
+                    drop(reply.send(handle::LoopStatus::default()));
+                    "status".into()
+                }
+                Some(Command::Forget { digest }) => format!("forget {digest}"),
+            };
+            lock(&self.heard).push(said);
+        }
+    }
+}
+
+async fn fetch(store: Store, upstream: Upstream, pace: Arc<Semaphore>, want: Want) {
+    let statement = want.statement.statement;
+    let hashes = upstream.hashes(&want.repository, &statement, &want.credentials).await.unwrap();
+    let signed = want.statement.clone();
+    let blob = tokio::task::spawn_blocking(move || store.begin(&signed, hashes)).await.unwrap();
+    let blob = match blob {
+        Ok(blob) => blob,
+        Err(error) => {
+            let full = error.is_full();
+            let failed = handle::WantError::Store { digest: statement.digest, error: error.to_string(), full };
+            return drop(want.reply.send(Err(failed)));
+        }
+    };
+    let _guard = blob.guard();
+    drop(want.reply.send(Ok(blob.clone())));
+    for piece in blob.layout().iter() {
+        let _permit = pace.acquire().await.unwrap().forget();
+        let mut one = HaveSet::empty(blob.layout());
+        one.insert(piece);
+        fetch_piece(&upstream, &want.repository, &blob, &one, &want.credentials).await;
+    }
+}
+
+async fn fetch_piece(
+    upstream: &Upstream,
+    repository: &Repository,
+    blob: &Arc<Blob>,
+    want: &HaveSet,
+    credentials: &Credentials,
+) {
+    let wanted = PiecesWanted {
+        node: NodeId([0; 32]),
+        labels: Labels::default(),
+        want: want.to_bytes(),
+        max: 1,
+        stalled: false,
+        urgent: None,
+    };
+    let mut stream = upstream.pieces(repository, blob.digest(), blob.layout(), &wanted, credentials).await.unwrap();
+    let mut writer = None;
+    while let Some(chunk) = stream.next().await.unwrap() {
+        let Some(open) = (if chunk.offset == 0 { blob.writer(chunk.piece) } else { writer.take() }) else { return };
+        let mut open = open;
+        open.write(&chunk.data).unwrap();
+        if chunk.last {
+            if let Err(error) = open.finish() {
+                blob.fail(&error.to_string());
+            }
+        } else {
+            writer = Some(open);
+        }
+    }
+}
