@@ -93,6 +93,10 @@ struct Server {
 }
 
 async fn start() -> Server {
+    start_with(Limits { drain: Duration::from_secs(2), ..Limits::default() }).await
+}
+
+async fn start_with(limits: Limits) -> Server {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&content()).unwrap();
     let (grow, grown) = watch::channel(Ok(0));
@@ -108,7 +112,6 @@ async fn start() -> Server {
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let mut task = JoinSet::new();
-    let limits = Limits { drain: Duration::from_secs(2), ..Limits::default() };
     task.spawn(serve(vec![listener], service, limits, async {
         let _stopped = stopped.await;
     }));
@@ -304,4 +307,34 @@ async fn shutdown_finishes_the_work_at_hand_and_takes_no_more() {
     assert!(rest.ends_with(&content()[BIG - 1000..]));
     server.task.join_next().await.unwrap().unwrap();
     assert!(TcpStream::connect(server.addr).await.is_err(), "nobody listens");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_off() {
+    let server = start_with(Limits { stall: Duration::from_millis(100), ..Limits::default() }).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    // More than the sockets of both sides buffer.
+    stream.write_all(get("/big", "").repeat(20).as_bytes()).await.unwrap();
+    let mut before = u64::MAX;
+    while before != server.written.load(Ordering::Relaxed) || before == 0 {
+        before = server.written.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let mut all = Vec::new();
+    let _reset = stream.read_to_end(&mut all).await;
+    assert!(all.len() < 20 * BIG, "the connection was closed before its end");
+}
+
+#[tokio::test]
+async fn connections_over_the_cap_wait_for_one_to_close() {
+    let server = start_with(Limits { connections_max: 1, ..Limits::default() }).await;
+    let mut first = TcpStream::connect(server.addr).await.unwrap();
+    first.write_all(get("/x", "").as_bytes()).await.unwrap();
+    response(&mut first, false).await;
+    let mut second = TcpStream::connect(server.addr).await.unwrap();
+    second.write_all(get("/x", "").as_bytes()).await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_millis(50), second.read_u8()).await;
+    assert!(waiting.is_err(), "the second is not served yet");
+    drop(first);
+    assert_eq!(response(&mut second, false).await.1, b"hello");
 }

@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -116,6 +117,7 @@ impl Seeder {
             status_limits,
             stop_status.clone().cancelled_owned(),
         ));
+        write_addresses(&config.data_dir, &listen, status)?;
         announce(&config, &listen, status, &fleet);
         Ok(Running {
             registry_addr: listen[0],
@@ -168,6 +170,14 @@ async fn bind_all(addrs: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketA
         bound.push(addr);
     }
     Ok((listeners, bound))
+}
+
+/// Writes where the seeder listens to `addresses.json` in the data directory: for whoever let the system choose a port.
+fn write_addresses(dir: &Path, listen: &[SocketAddr], status: SocketAddr) -> Result<(), StoreError> {
+    let json = serde_json::json!({ "registry": listen[0], "listen": listen, "status": status });
+    let (path, new) = (dir.join("addresses.json"), dir.join("addresses.json.new"));
+    let written = std::fs::write(&new, json.to_string()).and_then(|()| std::fs::rename(&new, &path));
+    written.map_err(StoreError::io("write addresses.json"))
 }
 
 fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &Fleet) {

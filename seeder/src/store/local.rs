@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/lock               held while the process runs
+//! <data>/root.key, admin.sock, addresses.json   see `keys.rs`, `admin.rs`, `seeder.rs`
 //! <data>/db/                RocksDB (`tables.rs`)
 //! <data>/blobs/<algorithm>/<first two hex digits>/<hex>
 //! <data>/uploads/<session>  bytes of uploads that are not blobs yet

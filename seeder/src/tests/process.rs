@@ -43,6 +43,9 @@ async fn the_administrator_asks_over_a_private_socket() {
     assert_eq!(mode & 0o777, 0o600);
     let report = ask(&dir).await.unwrap();
     assert!(report.running && report.listen == seeder.running.listen);
+    let addresses: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("addresses.json")).unwrap()).unwrap();
+    assert_eq!(addresses["registry"], seeder.running.registry_addr.to_string());
     assert_eq!((report.repositories, report.root), (1, hex::encode(seeder.running.fleet.root())));
     let config = seeder.config.clone();
     seeder.running.shutdown().await;
