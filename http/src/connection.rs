@@ -25,6 +25,9 @@ use crate::{
     server::{Limits, Peer, Service},
 };
 
+/// What one connection may buffer of what it reads, in bytes: with hundreds of uploads at once it is what memory goes to.
+const READ_BUFFER_MAX: usize = 64 << 10;
+
 /// A hand-off that waits for its connection, and whether the connection must close after it.
 #[derive(Debug)]
 struct Pending {
@@ -179,6 +182,7 @@ async fn hyper_turn<S: Service>(
         .header_read_timeout(limits.idle)
         .max_headers(limits.headers_max)
         .max_header_size(limits.head_len_max)
+        .max_buf_size(READ_BUFFER_MAX)
         .serve_connection(io, adapter);
     let mut stopping = std::pin::pin!(stop.cancelled());
     let mut told = false;

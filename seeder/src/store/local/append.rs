@@ -12,7 +12,7 @@ use crate::store::{Append, AppendError, Op, StoreError};
 /// Bytes that are gathered before they are hashed and written: enough that the way to a blocking thread costs nothing.
 const BATCH_LEN: usize = 512 << 10;
 /// Bytes of all uploads together that wait to be hashed and written.
-pub(super) const UNWRITTEN_MAX: usize = 32 << 20;
+pub(super) const UNWRITTEN_MAX: usize = 16 << 20;
 
 impl Inner {
     pub(super) fn start_append(
