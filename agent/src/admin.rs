@@ -6,9 +6,10 @@
 //! | `GET /images` | list of [`Image`] |
 //! | `POST /images/<digest>/pin`, `…/unpin` | 204, or 404 |
 //! | `DELETE /images/<digest>` | [`Removed`] |
-//! | `POST /blobs/<digest>/verify` | [`Verified`], or 404 |
+//! | `POST /images/<digest>/verify` | [`Verified`], or 404 |
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     status::{Sources, json, text},
-    store::{ImageInfo, StoreError},
+    store::{ImageInfo, ImageRecord, StoreError},
 };
 
 /// The socket's name in the data folder.
@@ -72,7 +73,7 @@ pub struct Removed {
     pub busy: usize,
 }
 
-/// What the check of a blob found.
+/// What the check of an image's blobs found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Pieces hashed.
@@ -160,7 +161,7 @@ async fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Body
             Ok(digest) => remove(sources, digest).await,
             Err(_) => Ok(missing()),
         },
-        (&Method::POST, ["blobs", digest, "verify"]) => match digest.parse() {
+        (&Method::POST, ["images", digest, "verify"]) => match digest.parse() {
             Ok(digest) => verify(sources, digest).await,
             Err(_) => Ok(missing()),
         },
@@ -198,10 +199,19 @@ async fn remove(sources: &Sources, digest: Digest) -> Result<Response<Body>, Str
     Ok(if removed.images == 0 { missing() } else { json(&answer) })
 }
 
-async fn verify(sources: &Sources, digest: Digest) -> Result<Response<Body>, String> {
+async fn verify(sources: &Sources, image: Digest) -> Result<Response<Body>, String> {
     let store = sources.store.clone();
-    let checked = blocking(move || store.verify(&digest)).await?;
-    Ok(checked.map_or_else(missing, |found| json(&Verified { checked: found.checked, bad: found.bad.len() })))
+    let found = blocking(move || {
+        let blobs: BTreeSet<_> = store.images_of(&image)?.iter().flat_map(ImageRecord::all).collect();
+        let mut found = Verified { checked: 0, bad: 0 };
+        for blob in &blobs {
+            let checked = store.verify(blob)?.unwrap_or_default();
+            found.checked += checked.checked;
+            found.bad += checked.bad.len();
+        }
+        Ok((!blobs.is_empty()).then_some(found))
+    });
+    Ok(found.await?.map_or_else(missing, |found| json(&found)))
 }
 
 async fn blocking<T: Send + 'static>(

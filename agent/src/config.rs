@@ -192,9 +192,16 @@ impl Config {
     /// The file cannot be read, or a value cannot be.
     pub fn load(args: &AgentArgs) -> Result<Self, ConfigError> {
         let file = file::read(args.config.as_deref())?;
-        let boot_id =
-            std::fs::read_to_string(BOOT_ID).map_err(|error| ConfigError::File { path: BOOT_ID.into(), error })?;
-        Self::merge(args, file, boot_id.trim())
+        Self::merge(args, file, &boot_id()?)
+    }
+
+    /// A node of its own on loopback, for one pull from an open seeder.
+    ///
+    /// # Errors
+    /// The URL cannot be.
+    pub fn temporary(seeder: &str, data_dir: PathBuf) -> Result<Self, ConfigError> {
+        let seeder = values::seeder_url(seeder).map_err(|error| ConfigError::Value { key: "seeder", error })?;
+        Ok(Self::loopback(seeder, data_dir, &boot_id()?))
     }
 
     /// A node of its own on loopback, all ports chosen by the kernel: for tests and one-off pulls.
@@ -270,6 +277,11 @@ impl Config {
             log: args.log.clone().or(file.log).unwrap_or_else(|| file::LOG.to_owned()),
         })
     }
+}
+
+fn boot_id() -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(BOOT_ID).map_err(|error| ConfigError::File { path: BOOT_ID.into(), error })?;
+    Ok(text.trim().to_owned())
 }
 
 impl std::fmt::Display for StaticPeer {

@@ -25,12 +25,12 @@ mod blobs;
 mod context;
 mod flight;
 mod images;
-mod manifest;
+pub(crate) mod manifest;
 mod names;
 mod prefetch;
 mod respond;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{net::IpAddr, sync::Arc};
 

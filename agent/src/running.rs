@@ -179,7 +179,9 @@ impl Running {
         tracing::info!("agent stopped");
         match loop_ended {
             Ok(result) if in_time => result,
-            Ok(_) | Err(_) => bail!("the agent did not stop within {} s; what was under way is cut off", SHUTDOWN_MAX.as_secs()),
+            Ok(_) | Err(_) => {
+                bail!("the agent did not stop within {} s; what was under way is cut off", SHUTDOWN_MAX.as_secs())
+            }
         }
     }
 }
@@ -231,11 +233,8 @@ impl Front<'_> {
 }
 
 async fn open_store(config: &Config) -> Result<Store> {
-    let store = StoreConfig {
-        dir: config.data_dir.clone(),
-        quota_bytes: config.quota_bytes,
-        boot_id: config.boot_id.clone(),
-    };
+    let store =
+        StoreConfig { dir: config.data_dir.clone(), quota_bytes: config.quota_bytes, boot_id: config.boot_id.clone() };
     Ok(tokio::task::spawn_blocking(move || Store::open(store)).await.context("opening the store")??)
 }
 
@@ -314,9 +313,10 @@ impl Renewal {
 
     fn half_life(&self) -> Duration {
         let member = self.upstream.member();
-        let life = member.borrow().as_ref().map(|member| {
-            member.membership.not_after.saturating_sub(member.membership.not_before)
-        });
+        let life = member
+            .borrow()
+            .as_ref()
+            .map(|member| member.membership.not_after.saturating_sub(member.membership.not_before));
         // A clock that is off must not turn this into a storm of requests.
         Duration::from_secs(life.unwrap_or(0) / 2).max(RENEW_PAUSE_MAX)
     }

@@ -210,18 +210,7 @@ impl FakeSeeder {
                 let (root, open) = (self.root.verifying_key().to_bytes(), self.open.load(Ordering::Relaxed));
                 Ok(encoded(&Info { protocol: PROTOCOL, root, keys: self.key_set(), open }))
             }
-            Route::Join => {
-                let join: Join = decoded(body).await?;
-                let now = crate::http::tests_now();
-                let membership = Membership {
-                    node: join.node,
-                    labels: join.labels,
-                    not_before: now - 60,
-                    not_after: now + 3600,
-                    serial: 1,
-                };
-                Ok(encoded(&Joined { membership: Envelope::sign(&membership, &self.key), revocations: None }))
-            }
+            Route::Join => Ok(self.join(&decoded(body).await?)),
             Route::Pull(repository, reference) => {
                 let _: Pull = decoded(body).await?;
                 self.pulled(&repository, &reference)
@@ -261,8 +250,25 @@ impl FakeSeeder {
                 let found = Response::new(reply::full(format!("{{\"name\":\"{name}\",\"tags\":[\"seeder\"]}}")));
                 if known { Ok(found.into()) } else { Err(unknown(ErrorCode::NameUnknown)) }
             }
-            other => Err(ApiError::new(ErrorCode::Unsupported, format!("{other:?}"))),
+            Route::Root
+            | Route::Catalog
+            | Route::Uploads(_)
+            | Route::Upload(..)
+            | Route::Referrers(..)
+            | Route::Extensions => Err(unknown(ErrorCode::Unsupported)),
         }
+    }
+
+    fn join(&self, join: &Join) -> Reply {
+        let now = crate::http::tests_now();
+        let membership = Membership {
+            node: join.node,
+            labels: join.labels.clone(),
+            not_before: now - 60,
+            not_after: now + 3600,
+            serial: 1,
+        };
+        encoded(&Joined { membership: Envelope::sign(&membership, &self.key), revocations: None })
     }
 
     fn manifest(&self, parts: &http::request::Parts, digest: &Digest) -> Reply {
@@ -422,7 +428,7 @@ async fn fetch(store: Store, upstream: Upstream, pace: Arc<Semaphore>, want: Wan
     let _guard = blob.guard();
     drop(want.reply.send(Ok(blob.clone())));
     for piece in blob.layout().iter() {
-        let _permit = pace.acquire().await.unwrap().forget();
+        pace.acquire().await.unwrap().forget();
         let mut one = HaveSet::empty(blob.layout());
         one.insert(piece);
         fetch_piece(&upstream, &want.repository, &blob, &one, &want.credentials).await;

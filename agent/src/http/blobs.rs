@@ -36,19 +36,19 @@ impl Images {
     pub(super) async fn blob(self: &Arc<Self>, asked: &Asked, digest: &Digest) -> Result<Reply, ApiReply> {
         let failed = |error: ResolveError| respond::resolve(&error, ErrorCode::BlobUnknown);
         let records = self.images_with(digest, asked).map_err(failed)?;
-        let Some(record) = records.first() else { return self.from_seeder(asked).await };
+        let Some(record) = records.first() else { return self.straight(asked).await };
         if !self.is_public(record).await {
             // The seeder decides: who may not read the statement may not read the blob.
             let asked = self.upstream().statement(&record.repository, digest, None, &asked.credentials).await;
             asked.map_err(|error| respond::upstream(&error, ErrorCode::BlobUnknown))?;
         }
         match self.parts.store.blob(digest).filter(|blob| blob.is_complete()) {
-            Some(blob) => Ok(self.from_store(asked, &blob)),
+            Some(blob) => Ok(self.stored(asked, &blob)),
             None => self.while_it_arrives(asked, digest, record).await.map_err(failed),
         }
     }
 
-    fn from_store(&self, asked: &Asked, blob: &Arc<Blob>) -> Reply {
+    fn stored(&self, asked: &Asked, blob: &Arc<Blob>) -> Reply {
         let guard = blob.guard();
         let Some(content) = content(asked, blob.statement()) else { return not_modified(blob.digest()) };
         if asked.is_head() {
@@ -108,7 +108,7 @@ impl Images {
     }
 
     /// The plain way: whoever asks for a blob of no image that was pulled here gets the seeder's answer.
-    async fn from_seeder(&self, asked: &Asked) -> Result<Reply, ApiReply> {
+    async fn straight(&self, asked: &Asked) -> Result<Reply, ApiReply> {
         let mut answer = None;
         for path in asked.names.paths(&asked.path_and_query) {
             match self.upstream().forward(asked.method.clone(), &path, &asked.headers, &asked.credentials).await {

@@ -120,9 +120,9 @@ impl Images {
             Some(_) | None => None,
         };
         let resolved = match (stored, known) {
-            (Some(record), _) => self.from_record(record, credentials, error).await?,
+            (Some(record), _) => self.recorded(record, credentials, error).await?,
             (None, Some(row)) if !self.is_recent(row.checked_at) => return Err(error),
-            (None, _) => self.from_peers(repository, &Reference::Tag(tag.clone()), credentials, error).await?,
+            (None, _) => self.of_peers(repository, &Reference::Tag(tag.clone()), credentials, error).await?,
         };
         self.metrics().stale_answer();
         Ok(Resolved { stale: true, ..resolved })
@@ -133,7 +133,7 @@ impl Images {
     }
 
     /// An image that was pulled before, without the seeder: public, or under a capability that still lasts.
-    pub(super) async fn from_record(
+    pub(super) async fn recorded(
         self: &Arc<Self>,
         record: ImageRecord,
         credentials: &Credentials,
@@ -160,7 +160,7 @@ impl Images {
     }
 
     /// A public reference that was never pulled here, from peers' bundles.
-    pub(super) async fn from_peers(
+    pub(super) async fn of_peers(
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,

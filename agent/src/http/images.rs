@@ -248,8 +248,8 @@ impl Images {
         }
         match self.pull(repository, &Reference::Digest(*digest), credentials).await {
             Err(error) if error.is_unreachable() => match self.parts.store.image(digest, repository)? {
-                Some(record) => self.from_record(record, credentials, error).await,
-                None => self.from_peers(repository, &Reference::Digest(*digest), credentials, error).await,
+                Some(record) => self.recorded(record, credentials, error).await,
+                None => self.of_peers(repository, &Reference::Digest(*digest), credentials, error).await,
             },
             result => result,
         }

@@ -6,13 +6,13 @@ use shoal_proto::Digest;
 use crate::config::Platform;
 
 /// Most blobs of one manifest that are started: far above any real image, far below what would hurt.
-pub(super) const BLOBS_MAX: usize = 1000;
+pub(crate) const BLOBS_MAX: usize = 1000;
 
 /// A descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Descriptor {
-    pub(super) digest: Digest,
-    pub(super) size: u64,
+pub(crate) struct Descriptor {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
     /// Where a foreign layer lies. Never followed: whoever wrote the manifest would choose where this node connects.
     #[serde(default)]
     urls: Vec<String>,
@@ -28,9 +28,9 @@ struct DescribedPlatform {
 
 /// A manifest's children.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Children {
+pub(crate) struct Children {
     /// Config and layers, each once, foreign ones left out.
-    pub(super) blobs: Vec<Descriptor>,
+    pub(crate) blobs: Vec<Descriptor>,
     /// The manifests of an index.
     manifests: Vec<Descriptor>,
 }
@@ -46,9 +46,31 @@ struct Manifest {
     manifests: Vec<Descriptor>,
 }
 
+/// An image's config and layers in the manifest's order; foreign layers left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+impl Image {
+    /// Reads an image's manifest.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, String> {
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let config = manifest.config.ok_or_else(|| "it has no config".to_owned())?;
+        Ok(Self { config, layers: manifest.layers.into_iter().filter(|layer| layer.urls.is_empty()).collect() })
+    }
+}
+
 impl Children {
+    /// The children of an index; `None` for an image's manifest.
+    pub(crate) fn of_index(bytes: &[u8]) -> Option<Self> {
+        let children = Self::of(bytes);
+        (children.blobs.is_empty() && !children.manifests.is_empty()).then_some(children)
+    }
+
     /// Reads a manifest. One that is no JSON, or of a kind that is not known, has no children: it is served all the same.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) else { return Self::default() };
         let mut children = Self { blobs: Vec::new(), manifests: manifest.manifests };
         for descriptor in manifest.config.into_iter().chain(manifest.layers).chain(manifest.blobs) {
@@ -61,7 +83,7 @@ impl Children {
     }
 
     /// The manifest of an index that is for `platform`, best match first.
-    pub(super) fn manifest_for(&self, platform: &Platform) -> Option<&Descriptor> {
+    pub(crate) fn manifest_for(&self, platform: &Platform) -> Option<&Descriptor> {
         let fits = |exact: bool| {
             self.manifests.iter().find(|descriptor| {
                 descriptor.platform.as_ref().is_some_and(|found| {

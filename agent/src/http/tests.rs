@@ -31,9 +31,9 @@ use crate::{
 const PLENTY: usize = 10_000;
 
 /// A registry over a stage.
-struct Bench {
-    stage: Stage,
-    address: SocketAddr,
+pub(crate) struct Bench {
+    pub(crate) stage: Stage,
+    pub(crate) address: SocketAddr,
     pace: Arc<Semaphore>,
     heard: Arc<Mutex<Vec<String>>>,
     handle: Handle,
@@ -42,7 +42,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn start(pieces: usize) -> Self {
+    pub(crate) async fn start(pieces: usize) -> Self {
         Self::over(Stage::set().await, pieces, config::Registry::default()).await
     }
 
