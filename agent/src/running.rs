@@ -40,6 +40,8 @@ pub const FIRST_CONTACT_MAX: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between attempts to renew the membership.
 const RENEW_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Pause between two spot checks: a store of a thousand blobs is gone over in a week, for a CPU second or so each.
+const SPOT_CHECK_PAUSE: Duration = Duration::from_secs(600);
 /// How long shutdown may take before it is cut short.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
 /// How long the registry waits for transfers under way when the agent stops.
@@ -59,7 +61,8 @@ pub struct Running {
     /// Stops the registry, status and admin; then the loop.
     stop_front: CancellationToken,
     stop_loop: CancellationToken,
-    loop_task: agent::Loop,
+    /// None once it has ended.
+    loop_task: Option<agent::Loop>,
 }
 
 impl Agent {
@@ -74,6 +77,11 @@ impl Agent {
         }
         let store = open_store(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
+        // Before the seeder is waited for: a port that is taken shows at once.
+        let registry_listeners = bind(&config.listen.registry, "registry", "--listen").await?;
+        let status_listeners = bind(&config.listen.status, "status", "--status").await?;
+        let (admin_listener, admin_path) = admin::bind(&config.data_dir)
+            .with_context(|| format!("cannot make the admin socket in {}", config.data_dir.display()))?;
         let upstream = contact(&config, &store).await?;
         let resumed = resume(&upstream, &identity, &store).await;
         let stop_loop = CancellationToken::new();
@@ -89,10 +97,6 @@ impl Agent {
         };
         let joined = renewal.first(resumed).await;
         tasks.spawn(renewal.run(joined, stop_front.clone()));
-        let registry_listeners = bind(&config.listen.registry, "registry", "--listen").await?;
-        let status_listeners = bind(&config.listen.status, "status", "--status").await?;
-        let (admin_listener, admin_path) = admin::bind(&config.data_dir)
-            .with_context(|| format!("cannot make the admin socket in {}", config.data_dir.display()))?;
         let parts = Parts {
             config: config.clone(),
             identity: identity.clone(),
@@ -113,12 +117,21 @@ impl Agent {
         let front = Front { config: &config, sources: &sources, stop: &stop_front };
         front.spawn(&mut tasks, registry_listeners, status_listeners);
         tasks.spawn(front.admin(admin_listener, admin_path));
+        tasks.spawn(spot_checks(sources.clone(), stop_front.clone()));
         write_addresses(&config.data_dir, &addresses)?;
         tracing::info!(
             node = %identity.node(), seeder = %config.seeder, registry = %addresses.registry, libp2p = %addresses.libp2p,
             peer = %addresses.peer, status = %addresses.status, "agent started"
         );
-        Ok(Running { addresses, node: identity.node(), sources, tasks, stop_front, stop_loop, loop_task })
+        Ok(Running {
+            addresses,
+            node: identity.node(),
+            sources,
+            tasks,
+            stop_front,
+            stop_loop,
+            loop_task: Some(loop_task),
+        })
     }
 }
 
@@ -155,7 +168,7 @@ impl Running {
                 Some(Err(error)) => anyhow::Error::new(error).context("a part of the agent has panicked"),
                 Some(Ok(Ok(()))) | None => anyhow::anyhow!("a part of the agent has ended by itself"),
             },
-            result = self.loop_task.wait() => match result {
+            result = ended(&mut self.loop_task) => match result {
                 Err(error) => error,
                 Ok(()) => anyhow::anyhow!("the loop has ended by itself"),
             },
@@ -173,7 +186,10 @@ impl Running {
         let in_time = tokio::time::timeout_at(deadline, front).await.is_ok();
         self.tasks.shutdown().await;
         self.stop_loop.cancel();
-        let loop_ended = tokio::time::timeout_at(deadline, self.loop_task.wait()).await;
+        let loop_ended = match &mut self.loop_task {
+            Some(running) => tokio::time::timeout_at(deadline, running.wait()).await,
+            None => Ok(Ok(())),
+        };
         let store = self.sources.store.clone();
         tokio::task::spawn_blocking(move || store.close()).await.context("the store's last task")??;
         tracing::info!("agent stopped");
@@ -184,6 +200,14 @@ impl Running {
             }
         }
     }
+}
+
+/// Waits for the loop's end; for ever where it was seen already.
+async fn ended(task: &mut Option<agent::Loop>) -> Result<()> {
+    let Some(running) = task else { return std::future::pending().await };
+    let result = running.wait().await;
+    *task = None;
+    result
 }
 
 /// What faces local clients.
@@ -319,6 +343,30 @@ impl Renewal {
             .map(|member| member.membership.not_after.saturating_sub(member.membership.not_before));
         // A clock that is off must not turn this into a storm of requests.
         Duration::from_secs(life.unwrap_or(0) / 2).max(RENEW_PAUSE_MAX)
+    }
+}
+
+/// Hashes one whole blob after another, while nobody reads: bytes rot on disks, and peers trust what is offered here.
+async fn spot_checks(sources: Sources, stop: CancellationToken) -> Result<()> {
+    let mut last = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SPOT_CHECK_PAUSE) => {}
+        }
+        if sources.handle.readers() > 0 {
+            continue;
+        }
+        let whole: Vec<_> =
+            sources.store.blobs().into_iter().filter(|info| info.complete).map(|info| info.digest).collect();
+        let next = whole.iter().find(|digest| Some(**digest) > last).or(whole.first()).copied();
+        last = next;
+        let Some(digest) = next else { continue };
+        let store = sources.store.clone();
+        let checked = tokio::task::spawn_blocking(move || store.verify(&digest)).await.context("a spot check")??;
+        if checked.is_some_and(|checked| !checked.bad.is_empty()) {
+            sources.handle.forget(digest).await;
+        }
     }
 }
 

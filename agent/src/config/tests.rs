@@ -95,3 +95,10 @@ fn sizes_are_read_with_their_units() {
         assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn the_example_holds_the_defaults() {
+    let example = include_str!("../../agent.example.toml");
+    let expected = load(AgentArgs { seeder: Some("http://seeder.example:5000".into()), ..open() }, "").unwrap();
+    assert_eq!(load(AgentArgs::default(), example).unwrap(), expected);
+}
