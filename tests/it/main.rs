@@ -1,5 +1,6 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
 mod bad_input;
+mod cli;
 mod clients;
 mod corruption;
 mod disk_full;

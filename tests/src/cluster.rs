@@ -135,16 +135,12 @@ impl Daemon {
         if file.exists() {
             std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
         }
-        let log = self.log();
-        let log_start = std::fs::metadata(&log).map_or(0, |log| log.len());
-        let environment = [("NO_COLOR", "1".into()), ("RUST_BACKTRACE", "1".into())];
-        let mut process = Process::start(&self.name, &self.program, self.arguments(), &environment, &self.log())?;
+        let mut process = Process::start(&self.name, &self.program, self.arguments(), &[], &self.log())?;
         let what = format!("{} (log: {})", self.name, self.log().display());
         let mut bound: Option<Addresses> = None;
         let ready = wait::until(&what, READY_TIME_MAX, || {
             let state = process.check();
             bound = bound.or_else(|| serde_json::from_slice(&std::fs::read(&file).ok()?).ok());
-            bound = bound.or_else(|| from_log(&log, log_start));
             async move {
                 state?;
                 let Some(addresses) = bound else { return Ok(None) };
@@ -371,14 +367,4 @@ fn tail_of(log: &Path) -> String {
 
 fn any() -> SocketAddr {
     ANY_PORT.parse().expect("an address")
-}
-
-fn from_log(log: &Path, start: u64) -> Option<Addresses> {
-    let bytes = std::fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(bytes.get(usize::try_from(start).ok()?..)?).into_owned();
-    let find = |what: &str| {
-        let line = text.lines().find(|line| line.contains(what))?;
-        line.split("addr=").nth(1)?.split_whitespace().next()?.parse().ok()
-    };
-    Some(Addresses { registry: find("registry listens")?, status: find("status listens")?, libp2p: None, peer: None })
 }
