@@ -82,6 +82,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged, in the form of `tracing`'s filter.
     pub log: String,
+    /// Where the policy's inputs and actions are recorded, for developers.
+    pub trace: Option<PathBuf>,
 }
 
 /// Where an agent listens. Port 0 lets the kernel choose.
@@ -224,6 +226,7 @@ impl Config {
             registry: Registry::default(),
             limits: Limits::default(),
             log: file::LOG.to_owned(),
+            trace: None,
         }
     }
 
@@ -275,6 +278,7 @@ impl Config {
             registry: file.registry.into_config(args.platform.clone()),
             limits: file.limits.into_config()?,
             log: args.log.clone().or(file.log).unwrap_or_else(|| file::LOG.to_owned()),
+            trace: args.trace.clone(),
         })
     }
 }

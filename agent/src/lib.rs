@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub mod admin;
+pub mod agent;
 pub mod config;
 pub mod handle;
 pub mod http;

@@ -61,6 +61,9 @@ pub struct AgentArgs {
     /// What is logged, such as `info,shoal_agent=debug` (`log`) [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Record all that the policy was told and said into this file, for replay
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub trace: Option<PathBuf>,
     /// The configuration file [default: /etc/shoal/agent.toml if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -1,0 +1,77 @@
+//! What greetings must know of the fleet, as the seeder's client has it.
+
+use std::sync::Arc;
+
+use shoal_proto::{envelope::Envelope, signed::KeySet};
+use tokio::{sync::Notify, time::Instant};
+
+use super::Shell;
+use crate::{
+    peer::Fleet,
+    upstream::{Upstream, trust::REFRESH_MIN},
+};
+
+/// The fleet by the seeder's word.
+#[derive(Debug)]
+pub(super) struct SeederFleet {
+    upstream: Upstream,
+    unknown: Notify,
+}
+
+impl SeederFleet {
+    pub(super) fn new(upstream: Upstream) -> Self {
+        Self { upstream, unknown: Notify::new() }
+    }
+
+    /// Waits until somebody showed a key that is not known. Cancel-safe.
+    pub(super) async fn wanted(&self) {
+        self.unknown.notified().await;
+    }
+}
+
+impl Fleet for SeederFleet {
+    fn keys(&self) -> Arc<KeySet> {
+        self.upstream.trust().keys()
+    }
+
+    fn membership(&self) -> Option<Envelope> {
+        self.upstream.member().borrow().as_ref().map(|member| member.envelope.clone())
+    }
+
+    fn is_revoked(&self, serial: u64) -> bool {
+        let member = self.upstream.member();
+        let revoked = member.borrow().as_ref().is_some_and(|member| {
+            let list = member.revocations.as_ref();
+            list.is_some_and(|(_, list)| list.serials.binary_search(&serial).is_ok())
+        });
+        revoked
+    }
+
+    fn unknown_key(&self) {
+        self.unknown.notify_one();
+    }
+}
+
+impl Shell {
+    /// Asks the seeder for a newer key set, not more than once in [`REFRESH_MIN`].
+    pub(super) fn refresh_keys(&mut self) {
+        let now = Instant::now();
+        if self.keys_asked.is_some_and(|asked| now.duration_since(asked) < REFRESH_MIN) {
+            return;
+        }
+        self.keys_asked = Some(now);
+        let (upstream, stop) = (self.upstream.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let info = tokio::select! {
+                () = stop.cancelled() => return,
+                info = upstream.info() => info,
+            };
+            // Out of reach, it is asked again when the next unknown key comes by.
+            if let Ok(info) = info
+                && let Err(error) = upstream.trust().accept(&info)
+            {
+                tracing::error!(%error, "the seeder's keys are not taken");
+            }
+        });
+    }
+}
