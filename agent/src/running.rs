@@ -393,3 +393,6 @@ fn write_addresses(dir: &Path, addresses: &Addresses) -> Result<()> {
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests;

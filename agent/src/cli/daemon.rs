@@ -1,6 +1,6 @@
 //! `shoal agent`: runs until a signal or a failure.
 
-use std::sync::Once;
+use std::{io::IsTerminal, sync::Once};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,7 +62,9 @@ fn filter(text: &str) -> Result<EnvFilter> {
 pub(super) fn log_to_stderr(filter: EnvFilter) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).finish();
+        let colours = std::io::stderr().is_terminal();
+        let subscriber =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).finish();
         // Another subscriber is there already where the library is embedded; it keeps its place.
         let _ = tracing::subscriber::set_global_default(subscriber);
     });

@@ -185,8 +185,12 @@ impl BlobStream {
     }
 
     async fn open(&mut self) -> Result<()> {
-        let range = HeaderValue::from_str(&format!("bytes={}-", self.at))?;
-        let response = self.source.get(&self.path, header::RANGE, range).await?;
+        // From the start there is nothing to say but that anything will do.
+        let (name, value) = match self.at {
+            0 => (header::ACCEPT, HeaderValue::from_static("*/*")),
+            at => (header::RANGE, HeaderValue::from_str(&format!("bytes={at}-"))?),
+        };
+        let response = self.source.get(&self.path, name, value).await?;
         let part = response.status() == StatusCode::PARTIAL_CONTENT;
         ensure!(part || self.at == 0, "the agent does not serve ranges");
         ensure!(length(response.headers()) == Some(self.size - self.at), "{} has another size here", self.digest);

@@ -76,8 +76,10 @@ impl Out {
     /// What clap has to say, in one line.
     pub(super) fn usage(&mut self, error: &clap::Error) {
         let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        let _ = writeln!(self.errors, "shoal: {first} (see `shoal --help`)");
+        // What follows the first empty line is the usage.
+        let what: Vec<_> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+        let what = what.join(" ");
+        let _ = writeln!(self.errors, "shoal: {} (see `shoal --help`)", what.trim_start_matches("error: "));
     }
 }
 

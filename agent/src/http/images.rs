@@ -170,8 +170,10 @@ impl Images {
         headers.remove(header::ACCEPT_RANGES);
         headers.insert(CONTENT_DIGEST, digest);
         if resolved.stale {
-            let warning = HeaderValue::from_static("110 shoal \"the seeder is unreachable; the tag may have moved\"");
-            headers.insert(header::WARNING, warning);
+            // 110 for caches (RFC 7234 §5.5.1), 299 for registry clients, which show it (distribution-spec, "Warnings").
+            headers.append(header::WARNING, HeaderValue::from_static("110 - \"Response is Stale\""));
+            let text = "299 - \"the seeder is unreachable; the tag may have moved since\"";
+            headers.append(header::WARNING, HeaderValue::from_static(text));
         }
         if unchanged {
             let mut response = content.into_head().map(|_| empty());
