@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod admin;
 pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod handle;
 pub mod http;
@@ -20,6 +21,7 @@ pub mod identity;
 pub mod metrics;
 pub mod net;
 pub mod peer;
+pub mod running;
 pub mod status;
 pub mod store;
 #[cfg(test)]
@@ -27,6 +29,7 @@ mod testing;
 pub mod upstream;
 
 pub use config::Config;
+pub use running::{Agent, Running};
 pub use status::Addresses;
 
 /// What the loop is given. The module `agent` offers

@@ -120,7 +120,7 @@ async fn an_image_is_pulled_by_tag_then_by_digest() {
     for layer in &layers {
         let digest = Digest::of(layer);
         let (status, headers, body) = bench.get(&format!("/v2/org/app/blobs/{digest}")).await;
-        assert_eq!((status, &body), (StatusCode::OK, layer));
+        assert!(status == StatusCode::OK && body == *layer, "{status}, {} bytes", body.len());
         assert_eq!(headers["docker-content-digest"], digest.to_string());
         assert_eq!(headers["content-length"], layer.len().to_string());
     }
@@ -227,7 +227,7 @@ async fn ranges_are_served_also_several_and_also_while_arriving() {
             (status, &headers["content-range"]),
             (StatusCode::RANGE_NOT_SATISFIABLE, &"bytes */3145728".parse().unwrap())
         );
-        assert_eq!(bench.get(&path).await.2, layer);
+        assert!(bench.get(&path).await.2 == layer);
     }
 }
 
@@ -256,7 +256,7 @@ async fn a_tag_survives_the_seeder_and_says_so() {
     assert!(headers["warning"].to_str().unwrap().starts_with("110"));
     let (status, headers, _) = bench.get(&format!("/v2/app/manifests/{image}")).await;
     assert!(status == StatusCode::OK && !headers.contains_key("warning"), "a digest cannot be stale");
-    assert_eq!(bench.get(&format!("/v2/app/blobs/{}", Digest::of(&layer))).await.2, layer);
+    assert!(bench.get(&format!("/v2/app/blobs/{}", Digest::of(&layer))).await.2 == layer);
     let (status, _, body) = bench.get("/v2/app/manifests/v2").await;
     assert_eq!((status, code(&body)), (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN".into()));
     assert!(lock(&bench.heard).contains(&"bundle".to_owned()), "peers are asked for what was never here");
@@ -358,7 +358,7 @@ async fn a_blob_of_no_known_image_comes_straight_from_the_seeder() {
     let bench = Bench::start(0).await;
     let data = content(5, 100_000);
     let digest = bench.stage.seeder.put_blob(&data);
-    assert_eq!(bench.get(&format!("/v2/app/blobs/{digest}")).await.2, data);
+    assert!(bench.get(&format!("/v2/app/blobs/{digest}")).await.2 == data);
     let (status, _, body) = bench.get_with(&format!("/v2/app/blobs/{digest}"), &[("range", "bytes=5-9")]).await;
     assert_eq!((status, body), (StatusCode::PARTIAL_CONTENT, data.slice(5..10)));
     assert!(bench.stage.store.blobs().is_empty());
@@ -406,7 +406,7 @@ async fn a_private_image_is_the_seeders_to_allow_each_time() {
     let me = [("authorization", "Basic eDp5")];
     assert_eq!(bench.get_with("/v2/app/manifests/v1", &me).await.0, StatusCode::OK);
     let path = format!("/v2/app/blobs/{}", Digest::of(&layer));
-    assert_eq!(bench.get_with(&path, &me).await.2, layer);
+    assert!(bench.get_with(&path, &me).await.2 == layer);
     assert_eq!(bench.get(&path).await.0, StatusCode::UNAUTHORIZED, "stored, and still not for everybody");
     assert_eq!(bench.get("/v2/app/manifests/v1").await.0, StatusCode::UNAUTHORIZED);
 }
@@ -433,7 +433,7 @@ async fn a_restarted_agent_knows_its_images() {
     let Bench { stage, .. } = bench;
     let bench = Bench::over(stage, PLENTY, config::Registry::default()).await;
     let (status, _, body) = bench.get(&format!("/v2/app/blobs/{}", Digest::of(&layer))).await;
-    assert_eq!((status, body), (StatusCode::OK, layer));
+    assert!(status == StatusCode::OK && body == layer, "{status}, {} bytes", body.len());
     assert!(lock(&bench.heard).iter().any(|said| said.starts_with("image")), "the loop hears of the image again");
 }
 
