@@ -16,7 +16,7 @@ const REPOSITORY: &str = "it/cli";
 /// How long one command may take on a loaded machine.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 
-async fn shoal(arguments: &[&str]) -> Result<Output> {
+pub(crate) async fn shoal(arguments: &[&str]) -> Result<Output> {
     let none: [(&str, OsString); 0] = [];
     process::run(&Binaries::find()?.agent.display().to_string(), arguments, &none, COMMAND_TIME_MAX).await
 }

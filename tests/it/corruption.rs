@@ -31,7 +31,8 @@ async fn a_peer_that_spoils_all_it_sends_is_banned_by_all_and_harms_nobody() -> 
     let behind = IpAddr::from([127, 0, 0, 9]);
     let flip = Flip::start(behind).await?;
     let listen = SocketAddr::new(behind, flip.address().port()).to_string();
-    let liar = cluster.another("liar", &["--mode", "plain", "--peer-listen", &listen]).await?;
+    let flags = ["--mode", "plain", "--peer-listen", &listen, "--advertise", "127.0.0.1"];
+    let liar = cluster.another("liar", &flags).await?;
     pull::image(&liar.client(), REPOSITORY, "1", &pull::Options::default()).await.context("the liar's own pull")?;
     for n in 1..=HONEST {
         let agent = cluster.another(&format!("agent{n}"), &["--mode", "plain"]).await?;

@@ -33,8 +33,8 @@ pub struct Flip {
 }
 
 impl Flip {
-    /// Binds a port of 127.0.0.1 and leads to the same port of `target`, another address of loopback. So the agent that
-    /// listens there is known by the proxy's address: the seeder takes it to be where its requests come from.
+    /// Binds a port of 127.0.0.1 and leads to the same port of `target`, another address of loopback. The
+    /// agent that listens there and says `--advertise 127.0.0.1` is known by the proxy's address alone.
     ///
     /// # Errors
     /// No port can be bound.

@@ -54,7 +54,11 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
-    fn pid(&self) -> Result<Pid> {
+    /// Its process id.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn pid(&self) -> Result<Pid> {
         let id = self.child.id().with_context(|| format!("{} has ended", self.name))?;
         Pid::from_raw(i32::try_from(id)?).context("a process id is positive")
     }
