@@ -66,7 +66,7 @@ use crate::{
     handle::{Command, Commands},
     metrics::Metrics,
     net::{Net, NetEvent},
-    peer::{self, Endpoint},
+    peer::{self, Endpoint, Rate},
     store::Store,
     upstream::Upstream,
 };
@@ -211,6 +211,8 @@ struct Shell {
     disk_full_until: Option<Instant>,
     /// When the seeder was last asked for newer keys.
     keys_asked: Option<Instant>,
+    /// The cap on what the seeder sends us.
+    seeder_rate: Arc<Rate>,
 }
 
 impl Shell {
@@ -218,10 +220,11 @@ impl Shell {
         self.settle();
         loop {
             let wake = self.core.poll_timeout().map(|at| self.epoch + Duration::from_nanos(at.as_nanos()));
-            match sources.select(wake).await {
-                Turn::Stop => break,
-                turn => self.apply(turn),
+            let turn = sources.select(wake).await;
+            if matches!(turn, Turn::Stop) {
+                break;
             }
+            self.apply(turn);
             self.settle();
         }
         self.goodbye(sources).await
@@ -283,6 +286,7 @@ impl Shell {
         if self.every(Duration::from_secs(5)) {
             self.tick_idle(now);
             self.tick_static();
+            self.tick_labels();
             if let Some(trace) = &mut self.trace {
                 trace.flush();
             }

@@ -212,6 +212,7 @@ fn peer_address(address: SocketAddr) -> Multiaddr {
     libp2p_address(address).with(Protocol::Tls)
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "there are dozens of other protocols")]
 fn door(address: &Multiaddr) -> Option<Door> {
     let mut parts = address.iter();
     let ip = match parts.next()? {

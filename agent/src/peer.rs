@@ -16,14 +16,16 @@
 //! name below. Who may read what is not decided here but in the loop, from the capabilities that this module checks
 //! and passes up.
 //!
-//! **Keep-alive.** A side that has nothing to say sends an empty [`Message::Signed`] every [`KEEP_ALIVE`]; silence for
+//! **Keep-alive.** A side that has nothing to say sends an empty [`Signed`](shoal_proto::message::Message::Signed) every [`KEEP_ALIVE`]; silence for
 //! [`SILENCE_MAX`] ends the connection. There is no acknowledgement: TCP has its own.
 
 mod counters;
 mod frames;
 mod greeting;
+mod link;
 mod listener;
 mod piece;
+mod rate;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,10 @@ mod writer;
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,25 +47,26 @@ use shoal_proto::{
     envelope::Envelope,
     have::Have,
     layout::PieceIndex,
-    message::{Answer, CloseReason, Message, PeerInfo, Priority, Question, RefuseReason},
+    message::{Answer, CloseReason, PeerInfo, Priority, Question, RefuseReason},
     signed::{Capability, KeySet, Labels, NodeId},
 };
 use shoal_transfer::ids::{RequestId, UploadId};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use counters::{Counters, Refused};
 pub use greeting::{GreetError, Greeted};
+pub use link::{Fetch, Link, Overflow, Serve, TakenBack};
 pub use piece::{Partial, Sender};
+pub use rate::Rate;
 pub use tls::TlsSetupError;
 
-use self::{
-    piece::Receipts,
-    writer::{Out, Upload},
-};
-use crate::{identity::Identity, store::Blob};
+use self::link::Tasks;
+use crate::identity::Identity;
 
-/// Time for TCP, TLS and greeting together, on either side: a few round trips across the world, and a loaded CPU.
+/// Time for TCP alone: an address that is dead must not hold up the next.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for TLS and greeting together, on either side: a few round trips across the world, and a loaded CPU.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Incoming handshakes at once. Each costs two signatures and about 40 KiB; a flood must not cost more.
 pub const HANDSHAKES_MAX: usize = 64;
@@ -71,6 +77,9 @@ pub const INCOMING_MAX: usize = 400;
 /// Control frames that may wait for the writer. More than a peer can owe us answers for; a peer that lets this many pile
 /// up does not read, and is dropped.
 pub const OUTBOX_MAX: usize = 1024;
+/// Bytes of answers that may wait for the writer. Piece hashes are up to 128 KiB each; a peer that asks for more of them
+/// than it reads is dropped.
+pub const OUTBOX_BYTES_MAX: usize = 2 << 20;
 /// Events that may wait for the loop, of all connections together; then readers stop.
 pub const EVENTS_MAX: usize = 1024;
 /// A peer that takes no byte for so long is dropped.
@@ -308,7 +317,20 @@ struct Shared {
     events: mpsc::Sender<Event>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    next_link: std::sync::atomic::AtomicU64,
+    next_link: AtomicU64,
+    upload: Rate,
+    download: Rate,
+}
+
+/// How an endpoint behaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EndpointConfig {
+    /// How bytes travel. Both ends must agree.
+    pub mode: Mode,
+    /// Most blob bytes a second sent to peers.
+    pub upload_bytes_per_s: Option<u64>,
+    /// Most blob bytes a second taken from peers.
+    pub download_bytes_per_s: Option<u64>,
 }
 
 impl Endpoint {
@@ -318,12 +340,12 @@ impl Endpoint {
     /// TLS cannot be set up.
     pub fn new(
         identity: Identity,
-        mode: Mode,
+        config: EndpointConfig,
         fleet: Arc<dyn Fleet>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<Event>), TlsSetupError> {
-        let tls = match mode {
+        let tls = match config.mode {
             Mode::Tls => Some(tls::Tls::new(&identity)?),
             Mode::Plain => None,
         };
@@ -338,7 +360,9 @@ impl Endpoint {
             events,
             tasks,
             stop,
-            next_link: std::sync::atomic::AtomicU64::new(1),
+            next_link: AtomicU64::new(1),
+            upload: Rate::new(config.upload_bytes_per_s),
+            download: Rate::new(config.download_bytes_per_s),
         };
         Ok((Self { shared: Arc::new(shared) }, queue))
     }
@@ -352,6 +376,12 @@ impl Endpoint {
     /// What greetings say of this node from now on.
     pub fn set_self(&self, me: PeerInfo) {
         *self.shared.me.write().unwrap_or_else(PoisonError::into_inner) = me;
+    }
+
+    /// What greetings say of this node.
+    #[must_use]
+    pub fn me(&self) -> PeerInfo {
+        self.shared.me.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What was counted.
@@ -377,10 +407,10 @@ impl Endpoint {
         let mut error = GreetError::NoAddress;
         for address in addresses {
             let attempt = async {
-                let tcp = TcpStream::connect(address).await?;
-                greeting::greet(&self.shared, tcp, Some(node)).await
+                let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+                greeting::greet(&self.shared, tcp.map_err(|_| GreetError::Timeout)??, Some(node)).await
             };
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, attempt).await {
+            match timeout(HANDSHAKE_TIMEOUT, attempt).await {
                 Ok(Ok(greeted)) => return self.up(greeted, Some(dial)).await,
                 Ok(Err(failed)) => error = failed,
                 Err(_) => error = GreetError::Timeout,
@@ -392,196 +422,13 @@ impl Endpoint {
     /// Announces a greeted connection and starts its tasks.
     async fn up(&self, greeted: Greeted, dial: Option<u64>) {
         let shared = &self.shared;
-        let id = LinkId(shared.next_link.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-        let (outbox, queue) = mpsc::channel(OUTBOX_MAX);
-        let receipts = Arc::new(Receipts::new(greeted.peer.node));
-        let stop = shared.stop.child_token();
-        let tasks = Tasks {
-            id,
-            shared: shared.clone(),
-            outbox: outbox.clone(),
-            receipts: receipts.clone(),
-            stop: stop.clone(),
-        };
-        let link = Link { id, outbox, receipts, stop };
+        let id = LinkId(shared.next_link.fetch_add(1, Ordering::Relaxed));
+        let (link, tasks, queue) = Tasks::new(id, shared, greeted.peer.node);
         let Greeted { peer, remote, reader, writer } = greeted;
         if shared.events.send(Event::Up(Box::new(Up { link, peer, remote, dial }))).await.is_err() {
             return;
         }
         shared.counters.connected();
         shared.tasks.spawn(tasks.run(reader, writer, queue));
-    }
-}
-
-/// The two tasks of a connection, seen as one.
-struct Tasks {
-    id: LinkId,
-    shared: Arc<Shared>,
-    outbox: mpsc::Sender<Out>,
-    receipts: Arc<Receipts>,
-    stop: CancellationToken,
-}
-
-impl Tasks {
-    async fn run(self, reader: frames::Source, writer: writer::Sink, queue: mpsc::Receiver<Out>) {
-        let Self { id, shared, outbox, receipts, stop } = self;
-        let events = shared.events.clone();
-        let read = reader::run(id, &shared, &receipts, reader);
-        let write = writer::run(id, &shared.counters, &events, queue, writer);
-        tokio::pin!(read, write);
-        // Whichever ends first says why. When this side ends it, the writer still says goodbye.
-        let down = tokio::select! {
-            down = &mut read => {
-                if matches!(down, Down::Protocol(_)) && outbox.try_send(Out::Close(CloseReason::Protocol)).is_ok() {
-                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut write).await;
-                }
-                down
-            }
-            down = &mut write => down,
-            () = stop.cancelled() => {
-                let goodbye = tokio::time::timeout(CLOSE_TIMEOUT, &mut write).await;
-                goodbye.unwrap_or(Down::Here(CloseReason::Shutdown))
-            }
-        };
-        shared.counters.disconnected(&down);
-        let _ = events.send(Event::Down { link: id, down }).await;
-    }
-}
-
-/// The near end of a connection: what the loop holds.
-#[derive(Debug)]
-pub struct Link {
-    id: LinkId,
-    outbox: mpsc::Sender<Out>,
-    receipts: Arc<Receipts>,
-    stop: CancellationToken,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-/// The peer lets frames pile up: the connection is of no use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the peer does not read: {OUTBOX_MAX} frames wait for it")]
-pub struct Overflow;
-
-/// A piece to be asked for.
-#[derive(Debug)]
-pub struct Fetch {
-    /// The core's request.
-    pub request: RequestId,
-    /// Where its bytes go; the request starts where those stop.
-    pub partial: Partial,
-    /// How urgent.
-    pub priority: Priority,
-}
-
-/// A piece to be sent.
-#[derive(Debug)]
-pub struct Serve {
-    /// The upload.
-    pub upload: UploadId,
-    /// The peer's id for its request.
-    pub request: u32,
-    /// The blob.
-    pub blob: Arc<Blob>,
-    /// The piece; stored.
-    pub piece: PieceIndex,
-    /// The first byte of the piece that is wanted.
-    pub offset: u32,
-    /// How urgent.
-    pub priority: Priority,
-}
-
-/// What became of a request that was taken back.
-#[derive(Debug)]
-pub enum TakenBack {
-    /// What had come of the piece.
-    Partial(Box<Partial>),
-    /// Bytes are being written right now; [`Heard::Returned`], [`Heard::Stored`] or [`Heard::Corrupt`] will follow.
-    InHand,
-    /// It was over.
-    Over,
-}
-
-impl Link {
-    /// Its name.
-    #[must_use]
-    pub const fn id(&self) -> LinkId {
-        self.id
-    }
-
-    /// Sends a message.
-    ///
-    /// # Errors
-    /// Too much waits to be sent; close the connection.
-    pub fn send(&self, message: Message) -> Result<(), Overflow> {
-        self.push(Out::Message(message))
-    }
-
-    /// Asks for a piece. What comes of it is told under `fetch.request`.
-    ///
-    /// # Errors
-    /// Too much waits to be sent; close the connection.
-    pub fn fetch(&self, fetch: Fetch) -> Result<(), Overflow> {
-        let Fetch { request, partial, priority } = fetch;
-        let (digest, piece) = (*partial.digest(), partial.piece().get());
-        let offset = partial.offset();
-        let id = self.receipts.open(request, partial);
-        self.send(Message::Request { id, digest, piece, offset, priority })
-    }
-
-    /// Takes a request for a piece back.
-    ///
-    /// # Errors
-    /// Too much waits to be sent; close the connection.
-    pub fn take_back(&self, request: RequestId) -> Result<TakenBack, Overflow> {
-        match self.receipts.take_back(request) {
-            None => Ok(TakenBack::Over),
-            Some((id, partial)) => {
-                self.send(Message::Cancel { id })?;
-                Ok(partial.map_or(TakenBack::InHand, |partial| TakenBack::Partial(Box::new(partial))))
-            }
-        }
-    }
-
-    /// Sends a piece. Answered by [`Heard::UploadEnded`].
-    ///
-    /// # Errors
-    /// Too much waits to be sent; close the connection.
-    pub fn serve(&self, serve: Serve) -> Result<(), Overflow> {
-        self.push(Out::Serve(Upload::new(serve)))
-    }
-
-    /// Stops sending a piece. Answered by [`Heard::UploadEnded`].
-    ///
-    /// # Errors
-    /// Too much waits to be sent; close the connection.
-    pub fn stop_serving(&self, upload: UploadId) -> Result<(), Overflow> {
-        self.push(Out::StopServing(upload))
-    }
-
-    /// Says why, and ends the connection.
-    pub fn close(&self, reason: CloseReason) {
-        // A full queue means that nobody would read the reason either.
-        let _ = self.push(Out::Close(reason));
-        self.stop.cancel();
-    }
-
-    /// What had come of pieces that were asked for: to be called once the connection is down.
-    #[must_use]
-    pub fn leftovers(&self) -> Vec<Partial> {
-        self.receipts.leftovers()
-    }
-
-    fn push(&self, out: Out) -> Result<(), Overflow> {
-        match self.outbox.try_send(out) {
-            // A connection that is closed says so itself, by its last event.
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(Overflow),
-        }
     }
 }

@@ -116,7 +116,8 @@ impl Shell {
     }
 
     /// Nodes interested in an image besides `peer`, connected ones first.
-    pub(super) fn others(&self, peer: PeerId, image: &Digest) -> Vec<PeerInfo> {
+    pub(super) fn others(&mut self, peer: PeerId, image: &Digest) -> Vec<PeerInfo> {
+        let turn = self.discovery.next_turn();
         let Some(image) = self.images.get(image) else { return Vec::new() };
         let mut others: Vec<_> = image
             .peers
@@ -125,6 +126,9 @@ impl Shell {
             .filter_map(|other| self.peers.get(*other))
             .filter(|known| !known.info.peer.is_empty())
             .collect();
+        // Others for everybody who asks, or all newcomers would flock to the same few.
+        let start = turn % others.len().max(1);
+        others.rotate_left(start);
         others.sort_by_key(|known| known.link.is_none());
         others.into_iter().take(PEERS_MAX / 2).map(|known| known.info.clone()).collect()
     }

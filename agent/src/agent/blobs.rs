@@ -34,6 +34,8 @@ const BLOB_IDLE_MAX: Duration = Duration::from_secs(60);
 const HASHES_HEAD_START: Duration = Duration::from_millis(300);
 /// How long piece hashes are looked for before whoever wants the blob is told that it cannot be had.
 const HASHES_MAX: Duration = Duration::from_secs(20);
+/// The same where the seeder answered that it has none: then hardly anybody will.
+const HASHES_DENIED_MAX: Duration = Duration::from_secs(2);
 /// Peers that are asked for the same piece hashes at once.
 const HASHES_ASKED_MAX: usize = 3;
 
@@ -258,7 +260,7 @@ impl Shell {
         for digest in waiting {
             let Some(opening) = self.blobs.opening.get(&digest) else { continue };
             match opening.failed.clone() {
-                Some(error) if now - opening.started >= HASHES_MAX => {
+                Some(error) if now - opening.started >= patience(&error) => {
                     self.opening_failed(&digest, &WantError::Upstream { digest, error });
                 }
                 _ => self.ask_peers_for_hashes(&digest),
@@ -409,6 +411,11 @@ impl Shell {
             self.fetch_blob(&blob, Wanted { image, repository, statement, background: true, credentials });
         }
     }
+}
+
+/// How long peers are asked for hashes that the seeder did not give.
+fn patience(error: &UpstreamError) -> Duration {
+    if error.is_unreachable() { HASHES_MAX } else { HASHES_DENIED_MAX }
 }
 
 /// Makes the blob's file. Disk and database: on a blocking thread.

@@ -42,6 +42,14 @@ pub(super) struct Discovery {
     minute: Option<Instant>,
 }
 
+impl Discovery {
+    /// Another number each time.
+    pub(super) const fn next_turn(&mut self) -> usize {
+        self.turn = self.turn.wrapping_add(EXCHANGE_WITH_MAX + 1);
+        self.turn
+    }
+}
+
 impl Shell {
     /// The keys under which holders of a blob are found: its own, or its image's where it is small. In the node's region
     /// first, if it has one.
@@ -177,8 +185,7 @@ impl Shell {
             .collect();
         for (image, news, peers) in fresh {
             let linked: Vec<PeerId> = peers.into_iter().filter(|peer| self.peers.link(*peer).is_some()).collect();
-            self.discovery.turn = self.discovery.turn.wrapping_add(EXCHANGE_WITH_MAX);
-            let start = self.discovery.turn % linked.len().max(1);
+            let start = self.discovery.next_turn() % linked.len().max(1);
             let chosen: Vec<PeerId> =
                 linked.iter().skip(start).chain(linked.iter().take(start)).copied().take(EXCHANGE_WITH_MAX).collect();
             for peer in chosen {
@@ -209,9 +216,11 @@ impl Shell {
 
     /// Closes connections that have served nobody for long.
     pub(super) fn close_idle_links(&self, now: Instant) {
-        let idle = self.peers.connected().filter(|(_, known, state)| {
-            !known.fixed && state.told.is_empty() && state.uploads.is_empty() && now - state.used >= LINK_IDLE_MAX
-        });
+        let idle = self
+            .peers
+            .connected()
+            .filter(|(_, known, state)| now - state.used >= LINK_IDLE_MAX && !known.fixed && state.uploads.is_empty());
+        let idle = idle.filter(|(peer, ..)| !self.fetches.any_of(*peer));
         for (_, _, state) in idle {
             state.link.close(CloseReason::Idle);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_proto::{envelope::Envelope, signed::KeySet};
+use shoal_proto::{envelope::Envelope, message::PeerInfo, signed::KeySet};
 use tokio::{sync::Notify, time::Instant};
 
 use super::Shell;
@@ -40,11 +40,9 @@ impl Fleet for SeederFleet {
 
     fn is_revoked(&self, serial: u64) -> bool {
         let member = self.upstream.member();
-        let revoked = member.borrow().as_ref().is_some_and(|member| {
-            let list = member.revocations.as_ref();
-            list.is_some_and(|(_, list)| list.serials.binary_search(&serial).is_ok())
-        });
-        revoked
+        let member = member.borrow().clone();
+        let list = member.as_ref().and_then(|member| member.revocations.as_ref());
+        list.is_some_and(|(_, list)| list.serials.binary_search(&serial).is_ok())
     }
 
     fn unknown_key(&self) {
@@ -53,6 +51,18 @@ impl Fleet for SeederFleet {
 }
 
 impl Shell {
+    /// A renewed membership may place this node elsewhere, and the first one may come late.
+    pub(super) fn tick_labels(&mut self) {
+        let member = self.upstream.member();
+        let labels = member.borrow().as_ref().map(|member| member.membership.labels.clone());
+        if let Some(labels) = labels.filter(|labels| *labels != self.labels) {
+            self.labels = labels;
+            let me = PeerInfo { labels: self.labels.clone(), ..self.endpoint.me() };
+            self.endpoint.set_self(me.clone());
+            self.upstream.set_self(me);
+        }
+    }
+
     /// Asks the seeder for a newer key set, not more than once in [`REFRESH_MIN`].
     pub(super) fn refresh_keys(&mut self) {
         let now = Instant::now();

@@ -82,11 +82,12 @@ impl Shell {
 
     /// Words of a connection that was let go: only what was in its hands matters.
     fn on_heard_late(&mut self, heard: Heard) {
-        match heard {
-            Heard::Returned(partial) => self.keep_partial(*partial),
-            Heard::Stored { request, digest, piece, .. } => self.stored(request, &digest, piece),
-            Heard::Corrupt { digest, piece, .. } => self.unpark(&(digest, piece)),
-            _ => {}
+        if let Heard::Returned(partial) = heard {
+            self.keep_partial(*partial);
+        } else if let Heard::Stored { request, digest, piece, .. } = heard {
+            self.stored(request, &digest, piece);
+        } else if let Heard::Corrupt { digest, piece, .. } = heard {
+            self.unpark(&(digest, piece));
         }
     }
 

@@ -79,5 +79,5 @@ impl Shell {
 
 /// The piece that holds byte `at`; past the end, the number of pieces.
 fn piece_of(layout: &Layout, at: u64) -> u32 {
-    layout.piece_at(at).map_or(layout.pieces(), shoal_proto::layout::PieceIndex::get)
+    layout.piece_at(at).map_or_else(|| layout.pieces(), shoal_proto::layout::PieceIndex::get)
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Done, Shell};
 use crate::{
     metrics,
-    peer::{Partial, Sender},
+    peer::{Partial, Rate, Sender},
     store::{Blob, WriteError},
     upstream::{Credentials, PieceChunk, PieceStream, Upstream, UpstreamError},
 };
@@ -90,6 +90,7 @@ struct Task {
     wanted: PiecesWanted,
     done: mpsc::Sender<Done>,
     cancel: CancellationToken,
+    rate: Arc<Rate>,
     /// The pieces that come, next one last, and the right to write them.
     writers: Vec<Option<Partial>>,
     told: u64,
@@ -113,6 +114,7 @@ impl Shell {
             wanted: PiecesWanted { node: self.me, labels: self.labels.clone(), want, urgent, max, stalled },
             done: self.done.clone(),
             cancel: cancel.clone(),
+            rate: self.seeder_rate.clone(),
             writers: Vec::new(),
             told: 0,
         };
@@ -225,6 +227,7 @@ impl Task {
         self.writers = rights;
         self.writers.reverse();
         while let Some(chunk) = stream.next().await? {
+            self.rate.turn(chunk.data.len()).await;
             if let Some(news) = self.take(&chunk) {
                 self.tell(news).await;
             }

@@ -88,7 +88,7 @@ impl Shell {
         let Some(blob) = blob else { return };
         match have {
             Have::Added(pieces) => self.feed(Input::PeerGained { peer, blob, pieces: pieces.into() }),
-            have => self.feed(Input::PeerHas { peer, blob, have }),
+            Have::All | Have::Set(_) | Have::Gone => self.feed(Input::PeerHas { peer, blob, have }),
         }
     }
 

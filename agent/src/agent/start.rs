@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use shoal_proto::{message::PeerInfo, signed::Labels};
+use shoal_proto::{layout::PIECE_LEN_MIN, message::PeerInfo, signed::Labels};
 use shoal_transfer::{Config as CoreConfig, Node, time::Time};
 use tokio::{
     net::TcpListener,
@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    DONE_MAX, Loop, Shell, Sources, TICK,
+    DONE_MAX, Done, Loop, Shell, Sources, TICK,
     answers::Asks,
     blobs::Blobs,
     bundle::Bundles,
@@ -35,8 +35,11 @@ use super::{
 use crate::{
     Config, Parts,
     config::PeerMode,
+    metrics::Metrics,
     net::{Net, NetConfig},
-    peer::{Endpoint, Mode},
+    peer::{Endpoint, EndpointConfig, Mode, Rate},
+    store::Store,
+    upstream::Upstream,
 };
 
 /// Starts the loop: binds its ports, says to the seeder how this node is reached, takes up what is stored.
@@ -47,11 +50,8 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
     let Parts { config, identity, store, upstream, commands, metrics, shutdown } = parts;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let fleet = Arc::new(SeederFleet::new(upstream.clone()));
-    let mode = match config.mode {
-        PeerMode::Tls => Mode::Tls,
-        PeerMode::Plain => Mode::Plain,
-    };
-    let (endpoint, peer_events) = Endpoint::new(identity.clone(), mode, fleet.clone(), tasks.clone(), stop.clone())?;
+    let (endpoint, peers) =
+        Endpoint::new(identity.clone(), peer_config(&config), fleet.clone(), tasks.clone(), stop.clone())?;
     let listeners = bind(&config.listen.peer).await?;
     let peer = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
     let net_config =
@@ -64,26 +64,75 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
         node: identity.node(),
         peer: reached_at(&peer, &config.advertise),
         libp2p: reached_at(&libp2p, &config.advertise),
-        labels: labels.clone(),
+        labels,
     };
     endpoint.set_self(me.clone());
     upstream.set_self(me);
     status::export(&metrics, endpoint.counters());
-    let (core, trace) = core(&config, rank(&identity.node()))?;
+    listeners.into_iter().for_each(|listener| endpoint.listen(listener));
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (done, done_queue) = mpsc::channel(DONE_MAX);
-    let shell = Shell {
+    let sources = Sources {
+        commands,
+        commanded: true,
+        peers,
+        net: net_events,
+        done: done_queue,
+        store: store.clone(),
+        fleet,
+        tick,
+        stop: shutdown,
+    };
+    let hands = Hands { store, upstream, metrics, endpoint, net, tasks, stop, done };
+    let shell = resume(shell(config, hands)?).await?;
+    let mut task = JoinSet::new();
+    task.spawn(shell.run(sources));
+    Ok(Loop { libp2p, peer, task })
+}
+
+fn peer_config(config: &Config) -> EndpointConfig {
+    EndpointConfig {
+        mode: match config.mode {
+            PeerMode::Tls => Mode::Tls,
+            PeerMode::Plain => Mode::Plain,
+        },
+        upload_bytes_per_s: config.limits.upload_bytes_per_s,
+        download_bytes_per_s: config.limits.download_bytes_per_s,
+    }
+}
+
+/// What the loop acts through.
+struct Hands {
+    store: Store,
+    upstream: Upstream,
+    metrics: Metrics,
+    endpoint: Endpoint,
+    net: Net,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    done: mpsc::Sender<Done>,
+}
+
+/// The owner, knowing nothing yet.
+fn shell(config: Arc<Config>, hands: Hands) -> anyhow::Result<Shell> {
+    let Hands { store, upstream, metrics, endpoint, net, tasks, stop, done } = hands;
+    let me = endpoint.node();
+    let (core, trace) = core(&config, rank(&me))?;
+    Ok(Shell {
         core,
         epoch: Instant::now(),
         inputs: VecDeque::new(),
         trace,
-        me: identity.node(),
-        labels,
+        me,
+        labels: endpoint.me().labels,
+        seeder_rate: Arc::new(Rate::new(config.limits.seeder_bytes_per_s)),
         peers: Peers::new(&config.peers),
         config,
-        store: store.clone(),
+        store,
         upstream,
         metrics,
-        endpoint: endpoint.clone(),
+        endpoint,
         net,
         tasks,
         stop,
@@ -99,25 +148,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
         ticks: 0,
         disk_full_until: None,
         keys_asked: None,
-    };
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let sources = Sources {
-        commands,
-        commanded: true,
-        peers: peer_events,
-        net: net_events,
-        done: done_queue,
-        store,
-        fleet,
-        tick,
-        stop: shutdown,
-    };
-    listeners.into_iter().for_each(|listener| endpoint.listen(listener));
-    let shell = resume(shell).await?;
-    let mut task = JoinSet::new();
-    task.spawn(shell.run(sources));
-    Ok(Loop { libp2p, peer, task })
+    })
 }
 
 /// Takes up images and nodes of the last run. Reads the store: on a blocking thread.
@@ -137,7 +168,14 @@ async fn resume(mut shell: Shell) -> anyhow::Result<Shell> {
 fn core(config: &Config, rank: u64) -> anyhow::Result<(Node, Option<Trace>)> {
     let connections = u32::try_from(config.limits.peer_connections_max).unwrap_or(u32::MAX);
     let defaults = CoreConfig::default();
-    let core = CoreConfig { rank, connections_max: connections.min(defaults.connections_max), ..defaults };
+    let in_flight = u32::try_from(config.limits.inflight_bytes_max / PIECE_LEN_MIN).unwrap_or(u32::MAX).max(1);
+    let core = CoreConfig {
+        rank,
+        connections_max: connections.min(defaults.connections_max),
+        requests_base: defaults.requests_base.min(in_flight),
+        requests_max: defaults.requests_max.min(in_flight),
+        ..defaults
+    };
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
     let seed = u64::from_le_bytes(seed);

@@ -68,7 +68,6 @@ impl Drop for Rig {
 
 struct Agent {
     n: u8,
-    seeder: SocketAddr,
     handle: Handle,
     store: Store,
     upstream: Upstream,
@@ -107,7 +106,7 @@ impl Agent {
             shutdown: stop.clone(),
         };
         let running = start(parts).await.unwrap();
-        Self { n, seeder, handle, store, upstream, metrics, running, stop, dir }
+        Self { n, handle, store, upstream, metrics, running, stop, dir }
     }
 
     fn info(&self) -> PeerInfo {

@@ -115,15 +115,14 @@ impl Worker {
     /// Waits until every listener has an address, and says which.
     pub(super) async fn listen(&mut self) -> Result<Vec<SocketAddr>, NetError> {
         while self.listeners.values().any(|(_, port)| port.is_none()) {
-            match self.swarm.select_next_some().await {
-                SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
-                    let closed = self.listeners.iter().find(|(_, (id, _))| *id == listener_id);
-                    if let Some((address, _)) = closed {
-                        return Err(NetError::Listen { address: *address, error: format!("{reason:?}") });
-                    }
+            let event = self.swarm.select_next_some().await;
+            if let SwarmEvent::ListenerClosed { listener_id, reason, .. } = &event {
+                let closed = self.listeners.iter().find(|(_, (id, _))| id == listener_id);
+                if let Some((address, _)) = closed {
+                    return Err(NetError::Listen { address: *address, error: format!("{reason:?}") });
                 }
-                event => self.on_event(event).await,
             }
+            self.on_event(event).await;
         }
         let bound = |(asked, (_, port)): (&SocketAddr, &(ListenerId, Option<u16>))| {
             SocketAddr::new(asked.ip(), port.unwrap_or(asked.port()))
@@ -168,7 +167,7 @@ impl Worker {
                     Some(command) => self.on_command(command),
                     None => return,
                 },
-                _ = tick.tick() => self.on_tick().await,
+                _ = tick.tick() => self.on_tick(),
             }
         }
     }
@@ -211,7 +210,7 @@ impl Worker {
         }
     }
 
-    async fn on_tick(&mut self) {
+    fn on_tick(&mut self) {
         let now = Instant::now();
         self.announce_due(now);
         if now.duration_since(self.swept) >= SWEEP {
@@ -259,6 +258,7 @@ impl Worker {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "libp2p reports much that is of no use here")]
     async fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
@@ -288,6 +288,7 @@ impl Worker {
         self.announce_due(Instant::now());
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "libp2p reports much that is of no use here")]
     async fn on_kad(&mut self, event: kad::Event) {
         match event {
             kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(record) } } => {

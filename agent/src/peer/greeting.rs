@@ -100,7 +100,7 @@ impl From<TlsFault> for GreetError {
         match fault {
             // rustls reports what it cannot read as invalid data; the rest is the socket's.
             TlsFault::Io(error) if error.kind() != io::ErrorKind::InvalidData => Self::Io(error),
-            other => Self::Garbage(other.to_string()),
+            TlsFault::Io(_) | TlsFault::Alpn | TlsFault::Certificate => Self::Garbage(fault.to_string()),
         }
     }
 }
@@ -249,10 +249,8 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Message, GreetE
     }
     let mut body = vec![0; header.body_len];
     stream.read_exact(&mut body).await?;
-    match Message::from_body(&body).map_err(garbage)? {
-        Message::Close { reason } => Err(GreetError::Closed(reason)),
-        message => Ok(message),
-    }
+    let message = Message::from_body(&body).map_err(garbage)?;
+    if let Message::Close { reason } = message { Err(GreetError::Closed(reason)) } else { Ok(message) }
 }
 
 /// A node's addresses as far as they may be dialled: bounded, real, and no well-known ports. An unspecified address

@@ -104,6 +104,7 @@ impl Reader<'_> {
             return violation("data that was not asked for");
         }
         self.shared.counters.add_received(left as u64);
+        self.shared.download.turn(left).await;
         while left > 0 {
             let chunk = in_time(self.frames.chunk(left), SILENCE_MAX).await?;
             left -= chunk.len();

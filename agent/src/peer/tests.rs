@@ -1,4 +1,5 @@
 //! Two endpoints on loopback, in both modes, and raw clients that misbehave.
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the event that it expects")]
 
 use std::{
     net::SocketAddr,
@@ -10,11 +11,11 @@ use ed25519_dalek::SigningKey;
 use shoal_proto::{
     PROTOCOL, ProtocolVersion,
     layout::Layout,
-    message::{FrameHeader, HEADER_LEN, data_header, proof_bytes},
+    message::{CloseReason, Message, FrameHeader,  HEADER_LEN, data_header, proof_bytes},
     signed::{Membership, Purpose, Statement, Version},
     tree::{BlobHasher, PieceHashes},
 };
-use shoal_transfer::ids::Id as _;
+use shoal_transfer::ids::{Id as _, RequestId, UploadId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -22,7 +23,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::store::{OpenedStatement, Store, StoreConfig};
+use crate::store::{Blob, OpenedStatement, Store, StoreConfig};
 
 const MIB: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(10);
@@ -86,7 +87,7 @@ impl Side {
 
     async fn with(n: u8, mode: Mode, fleet: TestFleet) -> Self {
         let stop = CancellationToken::new();
-        let (endpoint, events) = Endpoint::new(identity(n), mode, Arc::new(fleet), TaskTracker::new(), stop).unwrap();
+        let (endpoint, events) = Endpoint::new(identity(n), EndpointConfig { mode, ..EndpointConfig::default() }, Arc::new(fleet), TaskTracker::new(), stop).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         endpoint.listen(listener);

@@ -1,6 +1,6 @@
 //! The writing side of a connection: control frames first, then pieces, a frame of each in turn.
 
-use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::{Arc, atomic::{AtomicUsize, Ordering}}, time::Duration};
 
 use rustix::net::SendFlags;
 use shoal_proto::message::{CloseReason, DATA_HEADER_LEN, Message, Priority, RefuseReason, data_header};
@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
-use super::{Counters, DATA_FRAME_LEN, Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, WRITE_STALL_MAX};
+use super::{DATA_FRAME_LEN, Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, Shared, WRITE_STALL_MAX, link};
 use crate::store::InUse;
 
 /// Control frames are gathered up to about this much before they are written.
@@ -23,8 +23,8 @@ const BATCH_LEN: usize = 64 << 10;
 /// What the writer is told.
 #[derive(Debug)]
 pub(super) enum Out {
-    Message(Message),
-    Serve(Upload),
+    Message(Box<Message>),
+    Serve(Box<Upload>),
     StopServing(UploadId),
     Close(CloseReason),
 }
@@ -61,13 +61,13 @@ pub(super) enum Sink {
 /// Writes until the connection ends; says why.
 pub(super) async fn run(
     link: LinkId,
-    counters: &Arc<Counters>,
-    events: &mpsc::Sender<Event>,
+    shared: &Arc<Shared>,
+    weight: &Arc<AtomicUsize>,
     mut queue: mpsc::Receiver<Out>,
     sink: Sink,
 ) -> Down {
-    let mut writer =
-        Writer { link, counters, events, sink, control: Vec::new(), uploads: VecDeque::new(), buffer: Vec::new() };
+    let (control, uploads, buffer) = (Vec::new(), VecDeque::new(), Vec::new());
+    let mut writer = Writer { link, shared, weight, sink, control, uploads, buffer };
     loop {
         let result = writer.turn(&mut queue).await;
         if let Err(down) = result {
@@ -78,8 +78,8 @@ pub(super) async fn run(
 
 struct Writer<'a> {
     link: LinkId,
-    counters: &'a Arc<Counters>,
-    events: &'a mpsc::Sender<Event>,
+    shared: &'a Arc<Shared>,
+    weight: &'a Arc<AtomicUsize>,
     sink: Sink,
     control: Vec<u8>,
     /// Served in turn, the most urgent ones before all others. Bounded by the loop's upload slots.
@@ -117,8 +117,11 @@ impl Writer<'_> {
 
     async fn take(&mut self, out: Out) -> Result<(), Down> {
         match out {
-            Out::Message(message) => self.control.extend_from_slice(&message.to_frame()),
-            Out::Serve(upload) => self.uploads.push_back(upload),
+            Out::Message(message) => {
+                self.weight.fetch_sub(link::weight(&message), Ordering::Relaxed);
+                self.control.extend_from_slice(&message.to_frame());
+            }
+            Out::Serve(upload) => self.uploads.push_back(*upload),
             Out::StopServing(id) => {
                 if let Some(at) = self.uploads.iter().position(|upload| upload.upload == id)
                     && let Some(upload) = self.uploads.remove(at)
@@ -150,13 +153,14 @@ impl Writer<'_> {
         // Only what is verified ever leaves: a check of the disk may have taken the piece back meanwhile.
         if len > 0 && blob.has(upload.piece) {
             let file = blob.file().clone();
+            self.shared.upload.turn(len).await;
             let sent = match &self.sink {
                 Sink::Tls(_) => self.copied(&file, &upload, len).await,
                 Sink::Plain(_) => self.sink.send_file(&file, upload.request, upload.at, len).await.map(|()| true),
             };
             if sent? {
                 upload.at += len as u64;
-                self.counters.add_sent(len as u64);
+                self.shared.counters.add_sent(len as u64);
                 if upload.at < upload.end {
                     self.uploads.push_back(upload);
                     return Ok(());
@@ -187,7 +191,7 @@ impl Writer<'_> {
     async fn ended(&self, upload: &Upload) -> Result<(), Down> {
         let heard = Heard::UploadEnded { upload: upload.upload, bytes: upload.at - upload.start };
         let event = Event::Heard { link: self.link, heard };
-        self.events.send(event).await.map_err(|_| Down::Here(CloseReason::Shutdown))
+        self.shared.events.send(event).await.map_err(|_| Down::Here(CloseReason::Shutdown))
     }
 }
 
