@@ -32,13 +32,8 @@ pub use config::Config;
 pub use running::{Agent, Running};
 pub use status::Addresses;
 
-/// What the loop is given. The module `agent` offers
-/// `async fn start(parts: Parts) -> anyhow::Result<Loop>`: it binds the ports of `config.listen.libp2p` and
-/// `config.listen.peer`, calls [`Upstream::set_self`](upstream::Upstream::set_self) with what others can reach, starts
-/// its task and returns `Loop { libp2p: Vec<SocketAddr>, peer: Vec<SocketAddr>, .. }` with what was bound;
-/// `async fn Loop::wait(&mut self) -> anyhow::Result<()>`, cancel-safe, ends when that task has, after `shutdown` or
-/// because it failed.
-/// When it starts, the membership is in [`Upstream::member`](upstream::Upstream::member) already, if it could be had.
+/// What the loop ([`agent::start`]) is given. When it starts, the membership is in
+/// [`Upstream::member`](upstream::Upstream::member) already, if it could be had.
 #[derive(Debug)]
 pub struct Parts {
     /// The configuration.

@@ -359,7 +359,7 @@ async fn spot_checks(sources: Sources, stop: CancellationToken) -> Result<()> {
         }
         let whole: Vec<_> =
             sources.store.blobs().into_iter().filter(|info| info.complete).map(|info| info.digest).collect();
-        let next = whole.iter().find(|digest| Some(**digest) > last).or(whole.first()).copied();
+        let next = whole.iter().find(|digest| Some(**digest) > last).or_else(|| whole.first()).copied();
         last = next;
         let Some(digest) = next else { continue };
         let store = sources.store.clone();

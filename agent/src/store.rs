@@ -37,7 +37,7 @@ mod files;
 mod images;
 mod load;
 mod recorder;
-pub mod tables;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod verify;

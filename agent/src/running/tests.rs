@@ -54,7 +54,7 @@ async fn an_agent_pulls_stops_and_knows_all_at_the_next_start() {
 
     let running = Agent::start(fleet.config("a")).await.unwrap();
     let (node, addresses) = (running.node(), running.addresses().clone());
-    let told = std::fs::read(fleet.dir.path().join("a").join(ADDRESSES_FILE)).unwrap();
+    let told = fs::read(fleet.dir.path().join("a").join(ADDRESSES_FILE)).unwrap();
     assert_eq!(serde_json::from_slice::<Addresses>(&told).unwrap(), addresses);
     assert_eq!(get(addresses.registry, "/v2/app/manifests/v1").await.0, StatusCode::OK);
     let (status, body) = get(addresses.registry, &path).await;

@@ -3,15 +3,15 @@
 //! | column family | key | value |
 //! |---|---|---|
 //! | `note` | name | bytes; `format` is the version of this list (u32 LE) |
-//! | `blob-1` | digest | [`BlobRow`] |
+//! | `blob-1` | digest | `BlobRow` |
 //! | `hashes-1` | digest | piece hashes, 32 bytes each |
-//! | `have-1` | digest | [`HaveRow`] |
+//! | `have-1` | digest | `HaveRow` |
 //! | `access-1` | digest | last access, Unix seconds (u64 LE) |
-//! | `image-1` | digest, repository | [`ImageRecord`] |
-//! | `tag-1` | repository, 0, tag | [`TagRow`] |
+//! | `image-1` | digest, repository | `ImageRecord` |
+//! | `tag-1` | repository, 0, tag | `TagRow` |
 //!
 //! A digest as key is its wire form (the algorithm's byte, then the value). A change of a value's form makes a table
-//! with the next number in its name; [`FORMAT`] grows when an older program would misread the whole.
+//! with the next number in its name; `FORMAT` grows when an older program would misread the whole.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ use shoal_proto::{
 use super::{ImageRecord, TagRow};
 
 /// The version of the data folder.
-pub const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
 /// Largest row in bytes; a have-set pair is 1 KiB, piece hashes 128 KiB, an image record of many layers some hundred KiB.
 const ROW_LEN_MAX: usize = 4 << 20;
