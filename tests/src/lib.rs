@@ -9,7 +9,9 @@
 //! on a panic too; ports are chosen by the kernel and read from the `addresses.json` that each process writes once it
 //! has bound them.
 
+pub mod bench;
 pub mod cluster;
+pub mod conformance;
 pub mod daemons;
 pub mod flip;
 pub mod http;

@@ -109,8 +109,7 @@ pub(super) async fn by(p: &Probe, repository: &str, content: &Content, way: Way)
         | Way::PlainPatch => String::new(),
     };
     let target = format!("/v2/{repository}/blobs/uploads/{query}");
-    let opened =
-        if way == Way::Post { p.post(target).octets(bytes.clone()).await? } else { p.post(target).await? };
+    let opened = if way == Way::Post { p.post(target).octets(bytes.clone()).await? } else { p.post(target).await? };
     if way == Way::Post && opened.status() != 202 {
         return Ok(opened);
     }

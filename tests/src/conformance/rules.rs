@@ -14,6 +14,7 @@ mod mounts;
 mod names;
 mod ranges;
 mod referrers;
+mod sessions;
 mod set_pulls;
 mod set_pushes;
 mod tags;
@@ -37,6 +38,7 @@ pub fn tables() -> Vec<Table> {
         ranges::table(),
         set_pulls::table(),
         uploads::table(),
+        sessions::table(),
         chunks::table(),
         mounts::table(),
         manifests::table(),

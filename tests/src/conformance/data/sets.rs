@@ -142,7 +142,7 @@ fn image_zstd(mut set: DataSet) -> DataSet {
 fn image_large_manifest(mut set: DataSet) -> DataSet {
     let mut json = image_json(&mut set, "large");
     let (count, len) = LARGE_ANNOTATIONS;
-    let annotations: Value = (0..count).map(|n| (format!("annotation-{n}"), "A".repeat(len).into())).collect();
+    let annotations: Value = (0..count).map(|n| (format!("annotation-{n}"), Value::from("A".repeat(len)))).collect();
     json["annotations"] = annotations;
     set.add(&json);
     set.tag("large-manifest")

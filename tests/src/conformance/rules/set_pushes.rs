@@ -53,7 +53,12 @@ fn named(manifest: &Manifest) -> Vec<Value> {
     let json: Value = serde_json::from_slice(&manifest.content.bytes).expect("our manifests are JSON");
     let list = |key: &str| json[key].as_array().cloned().unwrap_or_default();
     let own = |layer: &Value| layer["mediaType"] != media::LAYER_FOREIGN;
-    json.get("config").cloned().into_iter().chain(list("layers").into_iter().filter(own)).chain(list("manifests")).collect()
+    json.get("config")
+        .cloned()
+        .into_iter()
+        .chain(list("layers").into_iter().filter(own))
+        .chain(list("manifests"))
+        .collect()
 }
 
 /// The content of a set in the rule's own repository, the last manifest left out.

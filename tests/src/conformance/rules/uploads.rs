@@ -1,13 +1,12 @@
 //! Pushing blobs: every way, right and wrong, and the sessions that it takes.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use futures::future::try_join_all;
-use hyper::Method;
 use shoal_proto::digest::Algorithm;
 
 use super::ALGORITHMS;
 use crate::conformance::{
-    Case, Probe, Table,
+    Probe, Table,
     data::Content,
     pairs,
     push::{self, WAYS, Way, begin, with},
@@ -31,67 +30,11 @@ pub(super) fn table() -> Table {
     table.each("400-post-malformed-digest", MALFORMED, malformed_post);
     table.rule("400-unknown-algorithm-hint", unknown_hint);
     table.rule("hint-of-a-known-algorithm", known_hint);
-    let mut session = Table::new("push/session");
-    std::mem::swap(&mut table.rules, &mut session.rules);
-    sessions(&mut table);
-    table.rules.splice(..0, session.rules);
     table
-}
-
-fn sessions(table: &mut Table) {
-    table.rule("session/opened", opened);
-    table.rule("session/each-is-new", each_is_new);
-    table.rule("session/status", status);
-    table.rule("session/cancelled", cancelled);
-    table.rule("session/ended-by-commit", committed);
-    table.rule("session/any-content-type", any_content_type);
-    table.each("session/404-unknown", METHODS, unknown);
-    table.each("session/404-in-another-repository", METHODS, elsewhere);
-    table.each("session/404-after-cancel", METHODS, after_cancel);
-    table.each("session/404-after-commit", METHODS, after_commit);
 }
 
 const SIZES: [usize; 3] = [1, 512, 100_000];
 const MALFORMED: [&str; 4] = ["sha256:", "sha256:abc", "abc", "md5:d41d8cd98f00b204e9800998ecf8427e"];
-
-/// What can be done with a session.
-#[derive(Debug, Clone, Copy)]
-enum Use {
-    Get,
-    Patch,
-    Put,
-    Delete,
-}
-
-const METHODS: [Use; 4] = [Use::Get, Use::Patch, Use::Put, Use::Delete];
-
-impl Case for Use {
-    fn label(&self) -> String {
-        self.method().as_str().to_lowercase()
-    }
-}
-
-impl Use {
-    const fn method(self) -> Method {
-        match self {
-            Self::Get => Method::GET,
-            Self::Patch => Method::PATCH,
-            Self::Put => Method::PUT,
-            Self::Delete => Method::DELETE,
-        }
-    }
-
-    /// Must find no session.
-    async fn finds_nothing(self, p: &Probe, session: &str) -> Result<()> {
-        let content = p.noise("late", 10);
-        let ask = match self {
-            Self::Get | Self::Delete => p.ask(self.method(), session),
-            Self::Patch => p.patch(session).octets(content.bytes),
-            Self::Put => p.put(with(session, &format!("digest={}", content.digest))).octets(content.bytes),
-        };
-        ask.await?.fails(404, &["BLOB_UPLOAD_UNKNOWN"])
-    }
-}
 
 type Pushed = (Way, Algorithm);
 
@@ -210,90 +153,4 @@ async fn known_hint(p: Probe) -> Result<()> {
         begin(&p, p.repository(), &format!("?digest-algorithm={}", algorithm.as_str())).await?;
     }
     Ok(())
-}
-
-async fn opened(p: Probe) -> Result<()> {
-    let answer = p.post(p.at("blobs/uploads/")).await?;
-    answer.is(202)?.says("content-length", 0)?.holds(b"")?;
-    let held = answer.header("range");
-    ensure!(held.is_empty() || held == "0-0", "an empty session holds {held}");
-    let least = answer.header("oci-chunk-min-length");
-    ensure!(least.is_empty() || least.parse::<u64>().is_ok(), "OCI-Chunk-Min-Length: {least}");
-    p.get(answer.location()?).await?.is(204).map(drop)
-}
-
-async fn each_is_new(p: Probe) -> Result<()> {
-    let mut sessions = try_join_all((0..8).map(|_| begin(&p, p.repository(), ""))).await?;
-    sessions.sort_unstable();
-    sessions.dedup();
-    ensure!(sessions.len() == 8, "8 sessions have {} locations", sessions.len());
-    Ok(())
-}
-
-async fn status(p: Probe) -> Result<()> {
-    let content = p.noise("blob", 1000);
-    let session = begin(&p, p.repository(), "").await?;
-    let session = push::chunk(&p, &session, 0, content.bytes.slice(..400)).await?.is(202)?.location()?;
-    let answer = p.get(session).await?;
-    answer.is(204)?.says("range", "0-399")?.holds(b"")?;
-    let session = push::chunk(&p, &answer.location()?, 400, content.bytes.slice(400..)).await?.is(202)?.location()?;
-    p.get(&session).await?.is(204)?.says("range", "0-999")?;
-    push::finish(&p, &session, &content).await?.is(201).map(drop)
-}
-
-async fn cancelled(p: Probe) -> Result<()> {
-    let session = begin(&p, p.repository(), "").await?;
-    let session = push::chunk(&p, &session, 0, p.noise("blob", 400).bytes).await?.is(202)?.location()?;
-    p.delete(session).await?.is(204)?.holds(b"").map(drop)
-}
-
-async fn committed(p: Probe) -> Result<()> {
-    let content = p.noise("blob", 400);
-    let session = begin(&p, p.repository(), "").await?;
-    let target = with(&session, &format!("digest={}", content.digest));
-    p.put(target).octets(content.bytes).await?.is(201)?;
-    p.get(session).await?.fails(404, &["BLOB_UPLOAD_UNKNOWN"])
-}
-
-async fn any_content_type(p: Probe) -> Result<()> {
-    for (name, media_type) in [("none", None), ("text", Some("text/plain; charset=utf-8"))] {
-        let content = p.noise(name, 100);
-        let session = begin(&p, p.repository(), "").await?;
-        let patch = p.patch(session).body(content.bytes.clone());
-        let patch = if let Some(media_type) = media_type { patch.of_type(media_type) } else { patch };
-        let session = patch.await?.is(202)?.location()?;
-        push::finish(&p, &session, &content).await?.is(201)?;
-    }
-    Ok(())
-}
-
-async fn unknown(p: Probe, how: Use) -> Result<()> {
-    // One of this registry's own shape that it never gave out.
-    let session = begin(&p, p.repository(), "").await?;
-    p.delete(&session).await?.is(204)?;
-    how.finds_nothing(&p, &p.at("blobs/uploads/00000000-0000-0000-0000-000000000000")).await?;
-    how.finds_nothing(&p, &session).await
-}
-
-async fn elsewhere(p: Probe, how: Use) -> Result<()> {
-    let session = begin(&p, p.repository(), "").await?;
-    let other = p.another();
-    push::blob(&p, &other, &p.noise("other", 10)).await?;
-    let moved = session.replace(&format!("/v2/{}/", p.repository()), &format!("/v2/{other}/"));
-    ensure!(moved != session, "the location {session} does not name the repository");
-    how.finds_nothing(&p, &moved).await?;
-    p.get(session).await?.is(204).map(drop)
-}
-
-async fn after_cancel(p: Probe, how: Use) -> Result<()> {
-    let session = begin(&p, p.repository(), "").await?;
-    p.delete(&session).await?.is(204)?;
-    how.finds_nothing(&p, &session).await
-}
-
-async fn after_commit(p: Probe, how: Use) -> Result<()> {
-    let session = begin(&p, p.repository(), "").await?;
-    let content = p.noise("blob", 100);
-    p.put(with(&session, &format!("digest={}", content.digest))).octets(content.bytes).await?.is(201)?;
-    how.finds_nothing(&p, &session).await
 }
