@@ -95,13 +95,9 @@ fn value(key: &str, runs: &[Run]) -> Option<Spread> {
         "plain_1x8_cpu_vs_libtorrent" => {
             highest(loopback("1x8", contender::PLAIN, contender::LIBTORRENT, &Run::cpu_s_per_gib))
         }
-        "plain_1x8_cpu_s_per_gib" => {
-            highest(groups(runs, ("loopback", "1x8"), contender::PLAIN, &Run::cpu_s_per_gib))
-        }
+        "plain_1x8_cpu_s_per_gib" => highest(groups(runs, ("loopback", "1x8"), contender::PLAIN, &Run::cpu_s_per_gib)),
         "plain_1x1_vs_nginx" => lowest(loopback("1x1", contender::PLAIN, contender::NGINX, &speed)),
-        "local_vs_nginx" => {
-            lowest(ratios(runs, ("local", "to a file"), contender::PLAIN, contender::NGINX, &speed))
-        }
+        "local_vs_nginx" => lowest(ratios(runs, ("local", "to a file"), contender::PLAIN, contender::NGINX, &speed)),
         "links16_makespan_over_t3" => links(runs, "16", &more("over_t3")),
         "links32_makespan_over_t3" => links(runs, "32", &more("over_t3")),
         "links8_delay_makespan_over_t3" => links(runs, "8 delay", &more("over_t3")),
@@ -138,7 +134,8 @@ fn links(runs: &[Run], variant: &str, of: &dyn Fn(&Run) -> Option<f64>) -> Optio
 
 /// All that failed, not the middle of it.
 fn failed(runs: &[Run], case: &str) -> Option<Spread> {
-    let counts: Vec<usize> = runs.iter().filter(|run| is_shoal(run) && run.case == case).map(|run| run.failed).collect();
+    let counts: Vec<usize> =
+        runs.iter().filter(|run| is_shoal(run) && run.case == case).map(|run| run.failed).collect();
     let runs = counts.len();
     let sum = counts.into_iter().sum::<usize>() as f64;
     (runs > 0).then_some(Spread { median: sum, low: sum, high: sum, runs })
@@ -153,12 +150,7 @@ fn rss_full(runs: &[Run]) -> Option<Spread> {
 }
 
 /// One spread a variant that begins with `what`.
-fn groups(
-    runs: &[Run],
-    (case, what): (&str, &str),
-    who: &str,
-    of: &dyn Fn(&Run) -> Option<f64>,
-) -> Vec<Spread> {
+fn groups(runs: &[Run], (case, what): (&str, &str), who: &str, of: &dyn Fn(&Run) -> Option<f64>) -> Vec<Spread> {
     let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for run in runs.iter().filter(|run| run.case == case && run.contender == who && begins(&run.variant, what)) {
         values.entry(&run.variant).or_default().extend(of(run));

@@ -61,7 +61,8 @@ async fn receive(listener: TcpListener, end: Instant) -> Result<f64> {
 }
 
 async fn send(to: SocketAddr, end: Instant) -> Result<()> {
-    let mut stream = timeout_at(end, TcpStream::connect(to)).await.with_context(|| format!("{to} does not answer"))??;
+    let mut stream =
+        timeout_at(end, TcpStream::connect(to)).await.with_context(|| format!("{to} does not answer"))??;
     let chunk = vec![0; CHUNK_LEN];
     // The receiver stops at the same moment: then a reset is as good as the end.
     while let Ok(Ok(())) = timeout_at(end, stream.write_all(&chunk)).await {}

@@ -277,12 +277,7 @@ pub(super) async fn timed(mut run: Run, fleet: &mut Fleet, content: &Content, vi
 }
 
 /// Starts the pulls of those who will not see the end, and ends them when the middle one of all the others has half.
-async fn perish(
-    doomed: &mut [Node],
-    content: &Content,
-    others: &[Node],
-    over: &AtomicBool,
-) -> Result<Option<Instant>> {
+async fn perish(doomed: &mut [Node], content: &Content, others: &[Node], over: &AtomicBool) -> Result<Option<Instant>> {
     if doomed.is_empty() {
         return Ok(None);
     }

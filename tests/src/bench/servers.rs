@@ -47,8 +47,7 @@ impl Server {
              server {{ listen {address}; root {root}; }} }}\n"
         );
         // Who is not root runs nginx as himself, where the line would only be warned about.
-        let settings =
-            if rustix::process::geteuid().is_root() { settings } else { settings.replace("user root;", "") };
+        let settings = if rustix::process::geteuid().is_root() { settings } else { settings.replace("user root;", "") };
         std::fs::write(&config, settings)?;
         let arguments = ["-p".to_owned(), at.to_string(), "-c".to_owned(), config.display().to_string()];
         let name = file.file_name().context("a file has a name")?.to_string_lossy();

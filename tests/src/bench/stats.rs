@@ -24,8 +24,7 @@ impl Spread {
         values.sort_unstable_by(f64::total_cmp);
         let (&low, &high) = (values.first()?, values.last()?);
         let (middle, runs) = (values.len() / 2, values.len());
-        let median =
-            if runs % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        let median = if runs % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
         Some(Self { median, low, high, runs })
     }
 

@@ -23,7 +23,7 @@ const BURST: &str = "64kb";
 /// How long a packet may wait for its token: a queue of 305 KiB at 50 Mbit/s, an ordinary switch's.
 const QUEUE: &str = "50ms";
 /// The device in a host or in a router that leads to the core.
-const UP: &str = "up";
+const UP: &str = "wire";
 /// Sites and hosts of a site are one byte of an address each.
 const COUNT_MAX: usize = 200;
 /// What every namespace is set to: addresses of one kind only, so that nothing is announced.
@@ -73,7 +73,8 @@ impl Network {
     /// As [`Network::build`].
     pub async fn delayed(hosts: &[u32], ports: &[u16], delay: std::time::Duration) -> Result<(Self, Delay)> {
         let site = Site { uplink: None, hosts: hosts.to_vec() };
-        let aliases: Vec<String> = (0..hosts.len()).map(|n| format!("addr add {}/32 dev lo", delay::alias(n))).collect();
+        let aliases: Vec<String> =
+            (0..hosts.len()).map(|n| format!("addr add {}/32 dev lo", delay::alias(n))).collect();
         let network = Self::build_with(&[site], &aliases).await?;
         let targets: Vec<Ipv4Addr> = network.hosts[0].iter().map(|host| host.ip()).collect();
         let delay = Delay::start(&network.core, &targets, ports, delay).await?;
@@ -114,13 +115,13 @@ impl Network {
         self.core.ip(&[
             format!("link add {device} type veth peer name {UP} netns {}", router.name()),
             format!("addr add 10.200.{s}.1/30 dev {device}"),
-            format!("link set {device} up"),
+            format!("link set dev {device} up"),
             format!("route add 10.{}.0.0/16 via 10.200.{s}.2 onlink dev {device}", 64 + s),
         ])?;
         router.ip(&[
             "link set lo up".to_owned(),
             format!("addr add 10.200.{s}.2/30 dev {UP}"),
-            format!("link set {UP} up"),
+            format!("link set dev {UP} up"),
             format!("route add default via 10.200.{s}.1"),
         ])?;
         self.core.tc(&[shape(&device, rate)])?;
@@ -165,12 +166,12 @@ async fn host(router: &Namespace, s: usize, h: usize, rate: u32, route: &str) ->
     router.ip(&[
         format!("link add {device} type veth peer name {UP} netns {}", namespace.name()),
         format!("addr add 10.{net}.{h}.1/30 dev {device}"),
-        format!("link set {device} up"),
+        format!("link set dev {device} up"),
     ])?;
     namespace.ip(&[
         "link set lo up".to_owned(),
         format!("addr add 10.{net}.{h}.2/30 dev {UP}"),
-        format!("link set {UP} up"),
+        format!("link set dev {UP} up"),
         format!("route add {route} via 10.{net}.{h}.1"),
     ])?;
     router.tc(&[shape(&device, rate)])?;

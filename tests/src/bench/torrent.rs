@@ -97,9 +97,12 @@ impl Swarm {
             if n == 0 {
                 arguments.push("--seed".to_owned());
                 arguments.extend(tuning.super_seeding.then(|| "--super-seed".to_owned()));
-                arguments.extend(tuning.seed_slots.iter().flat_map(|slots| {
-                    ["--set".to_owned(), format!("unchoke_slots_limit={slots}")]
-                }));
+                arguments.extend(
+                    tuning
+                        .seed_slots
+                        .iter()
+                        .flat_map(|slots| ["--set".to_owned(), format!("unchoke_slots_limit={slots}")]),
+                );
             }
             Peer::start(Arc::clone(host), arguments, folder)
         });
@@ -169,7 +172,8 @@ impl Peer {
                 .context("start a libtorrent peer")?;
             let (input, output) = (child.stdin.take(), child.stdout.take().context("its output is a pipe")?);
             let mut output = BufReader::new(output).lines();
-            let line = timeout(START_TIME_MAX, output.next_line()).await.context("a libtorrent peer says nothing")??;
+            let line =
+                timeout(START_TIME_MAX, output.next_line()).await.context("a libtorrent peer says nothing")??;
             let line = line.context("a libtorrent peer ended at once; is python3-libtorrent there?")?;
             let port: u16 = line.strip_prefix("listening ").context(line.clone())?.parse()?;
             Ok((child, input, output, port))
