@@ -19,11 +19,13 @@ use shoal_proto::{
     codec,
     envelope::Envelope,
     have::HaveSet,
-    message::PeerInfo,
+    layout::PieceIndex,
+    message::{Bundle, PeerInfo},
     name::{Reference, Repository},
     oci::{ErrorCode, Route},
     signed::{
-        Capability, Covered, KeySet, Labels, Membership, NodeId, Purpose, Statement, Subject, TagRecord, Version,
+        Capability, Covered, DiscoveryKey, KeySet, Labels, Membership, NodeId, Purpose, Statement, Subject, TagRecord,
+        Version,
     },
     tree::{BlobHasher, PieceHashes},
 };
@@ -64,6 +66,8 @@ pub(crate) struct FakeSeeder {
     /// Flips a bit in every piece.
     pub(crate) lying: AtomicBool,
     pub(crate) introductions: Mutex<Vec<PeerInfo>>,
+    /// What the agents of a test would tell one another.
+    pub(crate) bundles: Mutex<BTreeMap<DiscoveryKey, Arc<Bundle>>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,6 +89,7 @@ impl FakeSeeder {
             log: Mutex::default(),
             lying: AtomicBool::new(false),
             introductions: Mutex::default(),
+            bundles: Mutex::default(),
         })
     }
 
@@ -344,7 +349,12 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn set() -> Self {
-        let (dir, seeder) = (tempfile::tempdir().unwrap(), FakeSeeder::new());
+        Self::over(FakeSeeder::new()).await
+    }
+
+    /// One more node of a seeder.
+    pub(crate) async fn over(seeder: Arc<FakeSeeder>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         let address = seeder.serve(&mut tasks, &stop).await;
         let config = StoreConfig { dir: dir.path().to_owned(), quota_bytes: 64 << 20, boot_id: "boot".into() };
@@ -361,7 +371,8 @@ impl Stage {
     pub(crate) fn start_loop(&mut self, pace: Arc<Semaphore>) -> (Handle, Arc<Mutex<Vec<String>>>) {
         let (handle, commands) = handle::channel();
         let heard = Arc::new(Mutex::new(Vec::new()));
-        let fake = FakeLoop { store: self.store.clone(), upstream: self.upstream.clone(), pace, heard: heard.clone() };
+        let (seeder, store, upstream) = (self.seeder.clone(), self.store.clone(), self.upstream.clone());
+        let fake = FakeLoop { seeder, store, upstream, pace, heard: heard.clone() };
         self.tasks.spawn(fake.run(commands, self.stop.clone()));
         (handle, heard)
     }
@@ -371,7 +382,10 @@ pub(crate) fn upstream_config(address: SocketAddr) -> UpstreamConfig {
     UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true }
 }
 
+#[derive(Debug, Clone)]
 struct FakeLoop {
+    /// Once it is down, its memory stands for the peers'.
+    seeder: Arc<FakeSeeder>,
     store: Store,
     upstream: Upstream,
     pace: Arc<Semaphore>,
@@ -390,15 +404,21 @@ impl FakeLoop {
                 None => return,
                 Some(Command::Want(want)) => {
                     let said = format!("want {}", want.statement.statement.digest);
-                    fetches.spawn(fetch(self.store.clone(), self.upstream.clone(), self.pace.clone(), *want));
+                    fetches.spawn(self.clone().fetch(*want));
                     said
                 }
-                Some(Command::Image(context)) => format!("image {} keys={}", context.image, context.bundle_keys.len()),
+                Some(Command::Image(context)) => {
+                    let bundle = context.bundle.clone().into_iter();
+                    let known = context.bundle_keys.iter().copied().zip(bundle.cycle());
+                    lock(&self.seeder.bundles).extend(known);
+                    format!("image {}", context.image)
+                }
                 Some(Command::ReaderOpened { range, .. }) => format!("opened {range:?}"),
                 Some(Command::ReaderMoved { position, .. }) => format!("moved {position}"),
                 Some(Command::ReaderClosed { .. }) => "closed".into(),
-                Some(Command::Bundle { reply, .. }) => {
-                    drop(reply.send(None));
+                Some(Command::Bundle { key, reply }) => {
+                    let bundle = lock(&self.seeder.bundles).get(&key).map(|bundle| Box::new((**bundle).clone()));
+                    drop(reply.send(bundle));
                     "bundle".into()
                 }
                 Some(Command::Status { reply }) => {
@@ -410,28 +430,38 @@ impl FakeLoop {
             lock(&self.heard).push(said);
         }
     }
-}
 
-async fn fetch(store: Store, upstream: Upstream, pace: Arc<Semaphore>, want: Want) {
-    let statement = want.statement.statement;
-    let hashes = upstream.hashes(&want.repository, &statement, &want.credentials).await.unwrap();
-    let signed = want.statement.clone();
-    let blob = tokio::task::spawn_blocking(move || store.begin(&signed, hashes)).await.unwrap();
-    let blob = match blob {
-        Ok(blob) => blob,
-        Err(error) => {
-            let full = error.is_full();
-            let failed = handle::WantError::Store { digest: statement.digest, error: error.to_string(), full };
-            return drop(want.reply.send(Err(failed)));
+    async fn fetch(self, want: Want) {
+        let (statement, signed, store) = (want.statement.statement, want.statement.clone(), self.store.clone());
+        let hashes = self.seeder.describe(&statement.digest).unwrap().1;
+        let blob = match tokio::task::spawn_blocking(move || store.begin(&signed, hashes)).await.unwrap() {
+            Ok(blob) => blob,
+            Err(error) => {
+                let full = error.is_full();
+                let failed = handle::WantError::Store { digest: statement.digest, error: error.to_string(), full };
+                return drop(want.reply.send(Err(failed)));
+            }
+        };
+        let _guard = blob.guard();
+        drop(want.reply.send(Ok(blob.clone())));
+        for piece in blob.layout().iter() {
+            self.pace.acquire().await.unwrap().forget();
+            if self.seeder.down.load(Ordering::Relaxed) {
+                self.copy_from_memory(&blob, piece);
+            } else {
+                let mut one = HaveSet::empty(blob.layout());
+                one.insert(piece);
+                fetch_piece(&self.upstream, &want.repository, &blob, &one, &want.credentials).await;
+            }
         }
-    };
-    let _guard = blob.guard();
-    drop(want.reply.send(Ok(blob.clone())));
-    for piece in blob.layout().iter() {
-        pace.acquire().await.unwrap().forget();
-        let mut one = HaveSet::empty(blob.layout());
-        one.insert(piece);
-        fetch_piece(&upstream, &want.repository, &blob, &one, &want.credentials).await;
+    }
+
+    fn copy_from_memory(&self, blob: &Arc<Blob>, piece: PieceIndex) {
+        let data = lock(&self.seeder.blobs)[blob.digest()].clone();
+        let range = blob.layout().range(piece);
+        let Some(mut writer) = blob.writer(piece) else { return };
+        writer.write(&data[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]).unwrap();
+        writer.finish().unwrap();
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{
     testing::{MANIFEST_TYPE, Stage, content, lock},
 };
 
+mod bundles;
+
 /// Pieces for all.
 const PLENTY: usize = 10_000;
 
