@@ -137,6 +137,11 @@ impl<T: Copy> Network<T> {
         self.links[at(link)].capacity
     }
 
+    /// Flows on a link.
+    pub(crate) fn count(&self, link: u32) -> usize {
+        self.links[at(link)].flows.len()
+    }
+
     /// Bytes a second that pass a link now.
     pub(crate) fn used(&self, link: u32) -> f64 {
         self.links[at(link)].flows.iter().map(|(flow, _)| self.rate(*flow)).sum()
