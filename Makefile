@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 ENV = eval "$$(.ci/setup env)"
-.PHONY: help demo test lint
+.PHONY: help demo test lint bench
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
@@ -20,3 +20,7 @@ lint: ## formatting, clippy, docs, licences and duplicate versions
 	@.ci/setup build
 	@$(ENV); cargo fmt --all --check; cargo clippy --workspace --all-targets -- -D warnings
 	@$(ENV); RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps; .ci/deny
+
+bench: ## what Shoal moves and what it costs, beside libtorrent, nginx and docker-registry (root; FLAGS="--help" lists flags)
+	@.ci/setup build bench
+	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-bench" $(FLAGS)
