@@ -48,6 +48,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use shoal_dht::{Net, NetEvent};
 use shoal_proto::signed::{Labels, NodeId, UnixSeconds};
 use shoal_transfer::{Node, event::Input, time::Time};
 use tokio::{
@@ -65,7 +66,6 @@ use crate::{
     Config,
     handle::{Command, Commands},
     metrics::Metrics,
-    net::{Net, NetEvent},
     peer::{self, Endpoint, Rate},
     store::Store,
     upstream::Upstream,

@@ -1,7 +1,7 @@
 //! The Shoal agent: a read-only OCI registry on localhost, fed by peers and, at the last, by the seeder.
 //!
 //! ```text
-//! main → Agent → { http, agent (the loop: shoal_transfer::Node), peer, net, upstream, store }
+//! main → Agent → { http, agent (the loop: shoal_transfer::Node), peer, shoal_dht, upstream, store }
 //! ```
 //!
 //! `store` knows none of the others; `http` and the loop in `agent` meet only through [`handle`]; decisions about peers
@@ -19,7 +19,6 @@ pub mod handle;
 pub mod http;
 pub mod identity;
 pub mod metrics;
-pub mod net;
 pub mod peer;
 pub mod running;
 pub mod status;

@@ -96,7 +96,7 @@ fn a_claimed_length_allocates_nothing_beyond_the_frame() {
 
 #[test]
 fn the_kept_corpora_replay() {
-    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let corpora = Path::new("fuzz/corpus");
     for (name, target) in TARGETS {
         let files: Vec<_> = std::fs::read_dir(corpora.join(name)).expect("each target keeps a corpus").collect();
         assert!(!files.is_empty(), "{name}");

@@ -19,7 +19,7 @@ const MARKERS: [&str; 6] = [
 ];
 const TEXT: [&str; 7] = ["rs", "toml", "md", "sh", "yaml", "yml", "service"];
 /// Whatever compiles C needs one of the first two; the rest says which edge crept in.
-const NOT_IN_THE_SIMULATOR: [&str; 12] = [
+const NOT_IN_THE_SIMULATOR: [&str; 13] = [
     "cc",
     "cmake",
     "aws-lc-sys",
@@ -29,19 +29,20 @@ const NOT_IN_THE_SIMULATOR: [&str; 12] = [
     "ring",
     "rocksdb",
     "shoal-agent",
+    "shoal-dht",
     "shoal-http",
     "shoal-seeder",
     "tokio",
 ];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' folder lies in the workspace's")
+fn root() -> PathBuf {
+    shoal_tests::clone::root().expect("tests run in their crate's folder")
 }
 
 /// Every text file of the clone with its content, what cargo and git keep for themselves left out.
 fn files() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![root().to_owned()];
+    let mut folders = vec![root()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of the clone can be listed") {
             let path = entry.expect("an entry of the clone can be read").path();

@@ -146,7 +146,8 @@ impl Table {
     }
 
     fn push(&mut self, name: String, run: Run) {
-        self.rules.push(Rule { name: format!("{}/{name}", self.prefix), run });
+        // A name is one word, so that a list of them can be cut at blanks.
+        self.rules.push(Rule { name: format!("{}/{name}", self.prefix).replace(' ', "_"), run });
     }
 }
 
@@ -221,7 +222,8 @@ mod tests {
         let names: BTreeSet<_> = suite.rules().iter().map(|rule| rule.name.as_str()).collect();
         assert_eq!(names.len(), suite.rules().len());
         let plain = |name: &str| name.bytes().all(|b| b.is_ascii_graphic());
-        assert!(names.iter().all(|name| plain(name)), "{names:?}");
+        let odd: Vec<_> = names.iter().filter(|name| !plain(name)).collect();
+        assert!(odd.is_empty(), "{odd:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! has bound them.
 
 pub mod bench;
+pub mod clone;
 pub mod cluster;
 pub mod conformance;
 pub mod daemons;

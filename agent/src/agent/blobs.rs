@@ -401,7 +401,6 @@ impl Shell {
     }
 
     pub(super) fn on_verified(&mut self, digest: &Digest, bad: usize) {
-        self.fetches.verified(digest);
         let Some((_, open)) = self.blobs.get(digest).filter(|_| bad > 0) else { return };
         let (blob, image, credentials) = (open.blob.clone(), open.image, open.credentials.clone());
         let repository = open.repository.clone();

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use shoal_dht::NetEvent;
 use shoal_proto::{
     Digest,
     message::{CloseReason, Message, PEERS_MAX, PeerInfo},
@@ -18,7 +19,6 @@ use shoal_transfer::{event::Input, ids::PeerId};
 use tokio::time::Instant;
 
 use super::{Shell, blobs::SMALL_BLOB_MAX, links::LINK_IDLE_MAX};
-use crate::net::NetEvent;
 
 /// Neighbours that hear of newcomers each second.
 const EXCHANGE_WITH_MAX: usize = 8;

@@ -1,6 +1,9 @@
 //! Requests for pieces, under the core's ids, and what has come of pieces whose requests are over.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use shoal_proto::{
     Digest,
@@ -11,6 +14,7 @@ use shoal_transfer::{
     event::{Failure, Input},
     ids::{BlobId, PeerId, RequestId},
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shell;
@@ -22,6 +26,11 @@ use crate::{
 /// Pieces begun that are kept for the next request. Each holds a hash state of 2 KiB and the right to write its piece;
 /// requests are taken back a few at a time, at the end of a blob or when a peer starves.
 const PARTIALS_MAX: usize = 64;
+
+/// A stored blob is hashed again for a peer's complaint at most this often.
+const VERIFY_PAUSE: Duration = Duration::from_secs(60);
+/// Blobs that are hashed again within that time.
+const VERIFY_MAX: usize = 4;
 
 /// An open request.
 #[derive(Debug)]
@@ -51,7 +60,8 @@ pub(super) struct Fetches {
     /// The order in which partials came.
     order: VecDeque<Piece>,
     parked: Vec<Parked>,
-    verifying: BTreeSet<Digest>,
+    /// When stored blobs were last hashed again because a peer complained.
+    verified: BTreeMap<Digest, Instant>,
 }
 
 impl Fetches {
@@ -72,13 +82,15 @@ impl Fetches {
         self.order.retain(|(of, _)| of != digest);
     }
 
-    /// True if the blob was not being verified already.
+    /// Whether a blob may be hashed again now: a peer that complains without end must not keep the disk busy.
     pub(super) fn start_verifying(&mut self, digest: &Digest) -> bool {
-        self.verifying.insert(*digest)
-    }
-
-    pub(super) fn verified(&mut self, digest: &Digest) {
-        self.verifying.remove(digest);
+        let now = Instant::now();
+        self.verified.retain(|_, at| now - *at < VERIFY_PAUSE);
+        if self.verified.contains_key(digest) || self.verified.len() >= VERIFY_MAX {
+            return false;
+        }
+        self.verified.insert(*digest, now);
+        true
     }
 
     pub(super) fn begin_seeder(&mut self, request: RequestId, blob: BlobId, cancel: CancellationToken) {
@@ -200,7 +212,7 @@ impl Shell {
         self.metrics.received(metrics::From::Peer, bytes);
         if let Some(state) = self.peers.link_mut(peer) {
             state.bytes_in += bytes;
-            state.used = tokio::time::Instant::now();
+            state.used = Instant::now();
         }
         self.stored(request, digest, piece);
     }

@@ -65,30 +65,30 @@ impl Shell {
     /// A peer says what it holds, and wants to hear the same.
     pub(super) fn on_have(&mut self, peer: PeerId, digest: &Digest, have: Have) {
         let allowed = self.may_read(peer, digest);
-        let told = self
-            .blobs
-            .get(digest)
-            .filter(|(blob, _)| self.peers.link(peer).is_some_and(|state| state.told.contains(blob)));
+        let open = self.blobs.get(digest).map(|(blob, open)| (blob, open.image));
+        let told = open.is_some_and(|(blob, _)| self.peers.link(peer).is_some_and(|state| state.told.contains(&blob)));
         // Whoever was told of the blob may answer, even without a capability: that gives nothing away.
-        if !allowed && told.is_none() {
+        if !allowed && !told {
             return;
         }
-        let blob = match have {
-            Have::Gone => self.blobs.get(digest).map(|(blob, _)| blob),
-            Have::All | Have::Set(_) | Have::Added(_) => self.serve_blob(digest),
-        };
         if let Some(state) = self.peers.link_mut(peer) {
             state.used = Instant::now();
         }
-        if let Some(image) = self.images.of_blob(digest)
-            && have != Have::Gone
-        {
-            self.on_interest(peer, &image, allowed);
-        }
-        let Some(blob) = blob else { return };
-        match have {
-            Have::Added(pieces) => self.feed(Input::PeerGained { peer, blob, pieces: pieces.into() }),
-            Have::All | Have::Set(_) | Have::Gone => self.feed(Input::PeerHas { peer, blob, have }),
+        match (have, open) {
+            (Have::Added(pieces), Some((blob, _))) => {
+                self.feed(Input::PeerGained { peer, blob, pieces: pieces.into() });
+            }
+            (have @ (Have::All | Have::Set(_)), open) => {
+                let image = open.and_then(|(_, image)| image).or_else(|| self.images.of_blob(digest));
+                if let Some(image) = image {
+                    self.on_interest(peer, &image, allowed);
+                }
+                if let Some(blob) = self.serve_blob(digest) {
+                    self.feed(Input::PeerHas { peer, blob, have });
+                }
+            }
+            (Have::Gone, Some((blob, _))) => self.feed(Input::PeerHas { peer, blob, have: Have::Gone }),
+            (Have::Added(_) | Have::Gone, None) => {}
         }
     }
 

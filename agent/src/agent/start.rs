@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use shoal_dht::{Net, NetConfig};
 use shoal_proto::{layout::PIECE_LEN_MIN, message::PeerInfo, signed::Labels};
 use shoal_transfer::{Config as CoreConfig, Node, time::Time};
 use tokio::{
@@ -36,7 +37,6 @@ use crate::{
     Config, Parts,
     config::PeerMode,
     metrics::Metrics,
-    net::{Net, NetConfig},
     peer::{Endpoint, EndpointConfig, Mode, Rate},
     store::Store,
     upstream::Upstream,
@@ -56,7 +56,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
     let peer = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
     let net_config =
         NetConfig { listen: config.listen.libp2p.clone(), advertise: config.advertise.clone(), peer: peer.clone() };
-    let (net, net_events) = Net::start(&identity, &net_config, &tasks, stop.clone()).await?;
+    let (net, net_events) = Net::start(identity.secret(), &net_config, &tasks, stop.clone()).await?;
     let libp2p = net.listening().to_vec();
 
     let labels = upstream.member().borrow().as_ref().map_or_else(Labels::default, |m| m.membership.labels.clone());

@@ -1,3 +1,5 @@
+//! The command line against an agent in this process.
+
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},

@@ -1,3 +1,5 @@
+//! The configuration: files, flags, what is refused.
+
 use super::*;
 
 fn load(args: AgentArgs, toml: &str) -> Result<Config, ConfigError> {

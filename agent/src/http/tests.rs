@@ -1,3 +1,5 @@
+//! The registry on localhost, over real sockets.
+
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, atomic::Ordering},

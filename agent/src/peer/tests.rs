@@ -11,7 +11,7 @@ use ed25519_dalek::SigningKey;
 use shoal_proto::{
     PROTOCOL, ProtocolVersion,
     layout::Layout,
-    message::{CloseReason, Message, FrameHeader,  HEADER_LEN, data_header, proof_bytes},
+    message::{CloseReason, FrameHeader, HEADER_LEN, Message, data_header, proof_bytes},
     signed::{Membership, Purpose, Statement, Version},
     tree::{BlobHasher, PieceHashes},
 };
@@ -87,7 +87,14 @@ impl Side {
 
     async fn with(n: u8, mode: Mode, fleet: TestFleet) -> Self {
         let stop = CancellationToken::new();
-        let (endpoint, events) = Endpoint::new(identity(n), EndpointConfig { mode, ..EndpointConfig::default() }, Arc::new(fleet), TaskTracker::new(), stop).unwrap();
+        let (endpoint, events) = Endpoint::new(
+            identity(n),
+            EndpointConfig { mode, ..EndpointConfig::default() },
+            Arc::new(fleet),
+            TaskTracker::new(),
+            stop,
+        )
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         endpoint.listen(listener);

@@ -1,6 +1,15 @@
 //! The writing side of a connection: control frames first, then pieces, a frame of each in turn.
 
-use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::{Arc, atomic::{AtomicUsize, Ordering}}, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use rustix::net::SendFlags;
 use shoal_proto::message::{CloseReason, DATA_HEADER_LEN, Message, Priority, RefuseReason, data_header};

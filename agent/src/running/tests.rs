@@ -1,3 +1,5 @@
+//! An agent as a whole: start, stop, restart.
+
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! The store over real files: crashes, quota, pins, damage.
+
 use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use ed25519_dalek::SigningKey;

@@ -1,3 +1,5 @@
+//! The client of the seeder, against a server that misbehaves on demand.
+
 use std::sync::atomic::Ordering;
 
 use shoal_proto::{

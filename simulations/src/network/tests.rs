@@ -29,7 +29,8 @@ fn oracle(capacities: &[f64], flows: &[(Vec<u32>, f64)]) -> Vec<f64> {
             (open > 0).then(|| (capacities[link] - used).max(0.0) / open as f64)
         };
         let link = (0..capacities.len()).filter_map(|l| share(l).map(|s| (s, l))).min_by(|a, b| a.0.total_cmp(&b.0));
-        let capped = (0..flows.len()).filter(|i| rates[*i].is_none()).min_by(|a, b| flows[*a].1.total_cmp(&flows[*b].1));
+        let capped =
+            (0..flows.len()).filter(|i| rates[*i].is_none()).min_by(|a, b| flows[*a].1.total_cmp(&flows[*b].1));
         let (level, full) = link.unwrap();
         let capped = capped.unwrap();
         if flows[capped].1 <= level {

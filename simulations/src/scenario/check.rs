@@ -85,7 +85,10 @@ fn regions(scenario: &Scenario) -> Result<(), Wrong> {
     let names = || regions.iter().map(|region| region.name.as_str()).collect::<Vec<_>>().join(", ");
     for (index, (one, other, _)) in scenario.wan.pairs.iter().enumerate() {
         if let Some(name) = [one, other].into_iter().find(|name| !known(name)) {
-            return wrong(format!("wan.pairs.{index}"), format!("there is no region {name:?} (there are: {})", names()));
+            return wrong(
+                format!("wan.pairs.{index}"),
+                format!("there is no region {name:?} (there are: {})", names()),
+            );
         }
     }
     for (key, name) in [("origin.region", &scenario.origin.region), ("faults.cut_off", &scenario.faults.cut_off)] {

@@ -93,9 +93,10 @@ impl Source {
         let mut span = None;
         for part in key.split('.') {
             let next = match (table, value.map(Spanned::get_ref)) {
-                (Some(table), _) => table.iter().find(|(name, _)| name.get_ref() == part).map(|(name, value)| {
-                    (if value.get_ref().is_table() { value.span() } else { name.span() }, value)
-                }),
+                (Some(table), _) => table
+                    .iter()
+                    .find(|(name, _)| name.get_ref() == part)
+                    .map(|(name, value)| (if value.get_ref().is_table() { value.span() } else { name.span() }, value)),
                 (None, Some(DeValue::Array(array))) => {
                     part.parse::<usize>().ok().and_then(|index| array.get(index)).map(|value| (value.span(), value))
                 }
@@ -114,7 +115,8 @@ impl Source {
 fn set(table: &mut Table, setting: &str) -> Result<()> {
     let (key, text) = setting.split_once('=').ok_or_else(|| anyhow!("--set {setting}: write it as key=value"))?;
     let parsed = toml::from_str::<Table>(&format!("value = {text}"));
-    let value = parsed.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(text.to_owned()));
+    let value =
+        parsed.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(text.to_owned()));
     let mut parts: Vec<&str> = key.trim().split('.').collect();
     let last = parts.pop().unwrap_or_default();
     let mut here = table;

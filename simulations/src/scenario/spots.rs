@@ -97,7 +97,11 @@ impl Spots {
         let (mut site, mut group) = (NONE, NONE);
         let size = scenario.sites.as_ref().map(|s| s.nodes).or(scenario.racks.as_ref().map(|r| r.nodes));
         if let Some(size) = size {
-            let last = self.nodes.iter().rev().take_while(|node| node.zone == zone && node.group + 1 == small(self.groups.len()));
+            let last = self
+                .nodes
+                .iter()
+                .rev()
+                .take_while(|node| node.zone == zone && node.group + 1 == small(self.groups.len()));
             let full = last.count() >= at(size) || self.nodes.last().is_none_or(|node| node.zone != zone);
             if full {
                 self.groups.push(next_group(scenario, self.groups.len()));
@@ -117,7 +121,8 @@ impl Spots {
             let region = row.text("region").ok_or_else(|| row.error("no region"))?;
             let region = number(&mut spots.regions, region.to_owned());
             let zone = number(&mut zones, (region, row.text("zone").unwrap_or("").to_owned()));
-            let rate = |column| row.parsed(column, Rate::parse).map(|rate| rate.map(|rate| rate.0 * scenario.lan.payload.0));
+            let rate =
+                |column| row.parsed(column, Rate::parse).map(|rate| rate.map(|rate| rate.0 * scenario.lan.payload.0));
             let up = rate("up")?.unwrap_or(scenario.nodes.up.0 * scenario.lan.payload.0);
             let down = rate("down")?.unwrap_or(scenario.nodes.down.0 * scenario.lan.payload.0);
             let count = row.parsed("count", |text| text.parse::<u32>().map_err(|_| format!("{text:?} is no count")))?;
@@ -125,7 +130,8 @@ impl Spots {
             if let Some(name) = row.text("site") {
                 site = number(&mut sites, (zone, name.to_owned()));
                 while spots.groups.len() <= at(site) {
-                    let (up, down) = (rate("site_up")?.unwrap_or(f64::INFINITY), rate("site_down")?.unwrap_or(f64::INFINITY));
+                    let (up, down) =
+                        (rate("site_up")?.unwrap_or(f64::INFINITY), rate("site_down")?.unwrap_or(f64::INFINITY));
                     let latency = row.parsed("site_rtt", Span::parse)?.map_or(0, |rtt| rtt.0 / 2);
                     spots.groups.push(Group { up, down, latency, kind: String::new() });
                 }
@@ -208,7 +214,9 @@ impl<'a> Table<'a> {
     }
 
     fn next_row(&mut self) -> Result<Option<Row<'_>>> {
-        let Some((number, line)) = self.lines.by_ref().find(|(_, line)| !line.trim().is_empty()) else { return Ok(None) };
+        let Some((number, line)) = self.lines.by_ref().find(|(_, line)| !line.trim().is_empty()) else {
+            return Ok(None);
+        };
         let cells: Vec<&str> = line.split(',').map(str::trim).collect();
         let row = Row { place: self.place, line: number + 1, header: &self.header, cells };
         if row.cells.len() != row.header.len() {

@@ -53,7 +53,8 @@ const RATES: &Units = &[
     ("MiB/s", 1_048_576.0),
     ("GiB/s", 1_073_741_824.0),
 ];
-const SPANS: &Units = &[("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0)];
+const SPANS: &Units =
+    &[("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0)];
 const PARTS: &Units = &[("%", 0.01), ("", 1.0)];
 
 /// Longest time: more is a slip of the pen, and would not fit 64 bits of nanoseconds some day.
@@ -64,7 +65,8 @@ fn read(text: &str, units: &Units, example: &str) -> Result<f64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+' | '_'))).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
-    let value: f64 = number.replace('_', "").parse().map_err(|_| format!("{text:?} is no quantity; write {example}"))?;
+    let value: f64 =
+        number.replace('_', "").parse().map_err(|_| format!("{text:?} is no quantity; write {example}"))?;
     if value < 0.0 {
         return Err(format!("{text:?} is negative; write {example}"));
     }
@@ -144,7 +146,11 @@ impl Part {
     }
 
     fn of(part: f64) -> Result<Self, String> {
-        if (0.0..=1.0).contains(&part) { Ok(Self(part)) } else { Err(format!("{part} is not within 0 and 1; write {PART}")) }
+        if (0.0..=1.0).contains(&part) {
+            Ok(Self(part))
+        } else {
+            Err(format!("{part} is not within 0 and 1; write {PART}"))
+        }
     }
 }
 
@@ -203,7 +209,13 @@ impl Serialize for Part {
 fn scaled(f: &mut fmt::Formatter<'_>, value: f64, names: &[(&str, f64)]) -> fmt::Result {
     let (name, factor) = names.iter().rev().find(|(_, factor)| value >= *factor).unwrap_or(&names[0]);
     let number = value / factor;
-    let digits = if (number - number.round()).abs() < 5e-3 { 0 } else if number < 10.0 { 2 } else { 1 };
+    let digits = if (number - number.round()).abs() < 5e-3 {
+        0
+    } else if number < 10.0 {
+        2
+    } else {
+        1
+    };
     write!(f, "{number:.digits$} {name}")
 }
 

@@ -72,7 +72,8 @@ impl World {
         self.meter.logs[at(node)].pulls_failed += 1;
         let base = self.plan.scenario.control.pull_retry.0;
         let pause = base.saturating_mul(1 << tries.min(20)).min(PULL_RETRY_MAX.max(base));
-        let jitter = Stream::new(self.plan.seed, u64::from(node) << 8 | u64::from(tries), crate::rng::Purpose::Retry).unit();
+        let jitter =
+            Stream::new(self.plan.seed, u64::from(node) << 8 | u64::from(tries), crate::rng::Purpose::Retry).unit();
         self.push(self.now + pause + crate::num::floor(pause as f64 * 0.1 * jitter), Event::Arrive(node));
     }
 
@@ -230,7 +231,8 @@ impl World {
         let start = agent.names.below(others.len());
         let to = agent.peers.list[at(slot)].node;
         let usable = |other: &&u32| **other != to && **other != super::agent::Peers::FREE;
-        let names: Vec<u32> = others[start..].iter().chain(&others[..start]).filter(usable).take(most).copied().collect();
+        let names: Vec<u32> =
+            others[start..].iter().chain(&others[..start]).filter(usable).take(most).copied().collect();
         if begins {
             self.push(now + pause, Event::Exchange(node));
         }

@@ -56,7 +56,8 @@ impl World {
         }
         let (peer, now) = (dialler.peers.id(slot), self.now);
         let when = self.reach(End::Node(to), End::Node(from));
-        let banned = |agent: &super::Agent| agent.peers.bans.iter().any(|(other, until)| *other == from && *until > now);
+        let banned =
+            |agent: &super::Agent| agent.peers.bans.iter().any(|(other, until)| *other == from && *until > now);
         let refused = self.agents[at(to)].as_deref().is_none_or(banned);
         let theirs = if refused { None } else { self.know(to, from) };
         let Some(theirs) = theirs else {

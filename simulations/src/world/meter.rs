@@ -259,7 +259,8 @@ impl World {
     pub(super) fn sampled(&self) -> Sample {
         let regions = 0..small(self.topology.spots.regions.len());
         let pairs = regions.clone().flat_map(|from| regions.clone().map(move |to| (from, to)));
-        let cross = pairs.filter_map(|(from, to)| self.topology.wan(from, to)).map(|link| self.network.used(link)).sum();
+        let cross =
+            pairs.filter_map(|(from, to)| self.topology.wan(from, to)).map(|link| self.network.used(link)).sum();
         Sample {
             time: self.now,
             arrived: self.meter.arrived,

@@ -73,7 +73,10 @@ impl World {
                 let Some(agent) = self.agents[at(hearer.node)].as_deref() else { continue };
                 let peer = agent.peers.id(hearer.slot);
                 self.meter.news += 1;
-                self.feed(hearer.node, Input::PeerGained { peer, blob: blob_id(layer), pieces: pieces.as_slice().into() });
+                self.feed(
+                    hearer.node,
+                    Input::PeerGained { peer, blob: blob_id(layer), pieces: pieces.as_slice().into() },
+                );
             }
         }
         hearers.clear();

@@ -55,7 +55,8 @@ pub(super) struct Origin {
 
 impl Origin {
     pub(super) fn new(plan: &Plan, regions: usize, nodes: usize) -> Self {
-        let cut = |layer: &crate::plan::Layer| Cut { pieces: layer.layout.pieces(), piece_len: layer.layout.piece_len() };
+        let cut =
+            |layer: &crate::plan::Layer| Cut { pieces: layer.layout.pieces(), piece_len: layer.layout.piece_len() };
         let nodes = if plan.policy.swarms() { nodes } else { 0 };
         Self {
             down: false,
@@ -255,8 +256,10 @@ impl World {
 
     /// Requests to the seeder of a node that is gone.
     pub(super) fn drop_seeder_asks(&mut self, node: u32) {
-        let handles: Vec<Handle> =
-            self.agents[at(node)].as_deref().map(|agent| agent.requests.iter().flatten().copied().collect()).unwrap_or_default();
+        let handles: Vec<Handle> = self.agents[at(node)]
+            .as_deref()
+            .map(|agent| agent.requests.iter().flatten().copied().collect())
+            .unwrap_or_default();
         for handle in handles {
             if self.asks.get(handle).is_some_and(|ask| ask.server == ORIGIN) {
                 self.seeder_cancelled(handle);

@@ -70,9 +70,18 @@ impl Ask {
 }
 
 impl World {
-    pub(super) fn fetch(&mut self, node: u32, request: RequestId, peer: PeerId, layer: u32, piece: u32, priority: Priority) {
+    pub(super) fn fetch(
+        &mut self,
+        node: u32,
+        request: RequestId,
+        peer: PeerId,
+        layer: u32,
+        piece: u32,
+        priority: Priority,
+    ) {
         let Some(agent) = self.agents[at(node)].as_deref() else { return };
-        let Some(&super::agent::Peer { node: server, conn, theirs, .. }) = agent.peers.get(peer).filter(|p| p.conn != 0)
+        let Some(&super::agent::Peer { node: server, conn, theirs, .. }) =
+            agent.peers.get(peer).filter(|p| p.conn != 0)
         else {
             return self.fail(node, request, Failure::ConnectionLost, self.now);
         };
@@ -294,7 +303,9 @@ impl World {
     pub(super) fn cancel(&mut self, node: u32, request: RequestId) {
         let entry = self.agent(node).and_then(|agent| agent.requests.get(request.slot()).copied().flatten());
         let Some(handle) = entry else { return };
-        let Some(ask) = self.asks.get_mut(handle).filter(|ask| ask.request == request && !ask.cancelled) else { return };
+        let Some(ask) = self.asks.get_mut(handle).filter(|ask| ask.request == request && !ask.cancelled) else {
+            return;
+        };
         ask.cancelled = true;
         let server = ask.from();
         self.close(handle, node, request);

@@ -34,8 +34,12 @@ impl Tracker {
         let second = now / 1_000_000_000;
         let pairing = |other: u32| mix(mix(u64::from(me) << 32 | u64::from(other)) ^ second);
         let far = |other: u32| spots.shared(me, other) == Scope::Fleet;
-        let mut others: Vec<(bool, u64, u32)> =
-            self.members.iter().filter(|other| **other != me).map(|&other| (far(other), pairing(other), other)).collect();
+        let mut others: Vec<(bool, u64, u32)> = self
+            .members
+            .iter()
+            .filter(|other| **other != me)
+            .map(|&other| (far(other), pairing(other), other))
+            .collect();
         if others.len() > names {
             others.select_nth_unstable(names);
             others.truncate(names);

@@ -21,7 +21,7 @@ use super::{accounting, content::Content, host::Host};
 
 /// Debian's interpreter: the binding is a package of the distribution.
 const PYTHON: &str = "/usr/bin/python3";
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/libtorrent_peer.py");
+const SCRIPT: &str = include_str!("../../bench/libtorrent_peer.py");
 /// How long making a torrent file or starting a peer may take.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// The file that is shared.
@@ -88,10 +88,10 @@ impl Swarm {
         let (file, torrent) = (seed.join(FILE), directory.join("torrent"));
         content.write(&file)?;
         let (file, torrent) = (file.display().to_string(), torrent.display().to_string());
-        let make = [SCRIPT, "make", &file, &tuning.piece_len.to_string(), &torrent];
+        let make = ["-c", SCRIPT, "make", &file, &tuning.piece_len.to_string(), &torrent];
         crate::process::run(PYTHON, make, &[], START_TIME_MAX).await?.success("making the torrent file")?;
         let starts = hosts.iter().enumerate().map(|(n, host)| {
-            let mut arguments = vec![SCRIPT.to_owned(), "peer".to_owned(), torrent.clone()];
+            let mut arguments = vec!["-c".to_owned(), SCRIPT.to_owned(), "peer".to_owned(), torrent.clone()];
             let folder = if n == 0 { seed.clone() } else { directory.join(format!("leecher{n}")) };
             arguments.extend([folder.display().to_string(), host.ip().to_string()]);
             if n == 0 {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use shoal_tests::{
     bench::{Log, Options, crowd, figures, idle, links, local, loopback, record::Report, regions, tables},
+    clone,
     report::{line, note},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -101,8 +102,10 @@ async fn stopped() -> Result<()> {
 }
 
 async fn bench(arguments: &Arguments) -> Result<bool> {
-    let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate lies in the clone")?;
-    let output = arguments.output.clone().unwrap_or_else(|| clone.join("target/bench/swarm.json"));
+    let output = match &arguments.output {
+        Some(output) => output.clone(),
+        None => clone::root()?.join("target/bench/swarm.json"),
+    };
     let options = Options {
         rounds: usize::from(arguments.rounds),
         nodes: arguments.nodes.iter().map(|&nodes| usize::from(nodes)).collect(),

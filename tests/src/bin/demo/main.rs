@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use shoal_tests::{
+    clone,
     cluster::Cluster,
     image::real::{self, RealImage, Spec},
     pull, push,
@@ -65,8 +66,10 @@ async fn main() -> ExitCode {
 }
 
 async fn demo(arguments: &Arguments) -> Result<Figures> {
-    let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate lies in the clone")?;
-    let directory = arguments.directory.clone().unwrap_or_else(|| clone.join("target/demo"));
+    let directory = match &arguments.directory {
+        Some(directory) => directory.clone(),
+        None => clone::root()?.join("target/demo"),
+    };
     let image = make_image(&directory, arguments.image_mib).await?;
     let mut cluster = Cluster::start(usize::from(arguments.agents)).await.context("start the processes")?;
     // Ctrl-C drops it: nobody wants to read nine logs then.

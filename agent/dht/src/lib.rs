@@ -33,7 +33,6 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::worker::Worker;
-use crate::identity::Identity;
 
 /// Kademlia's protocol name: another network's nodes never enter the routing table.
 pub const KAD_PROTOCOL: &str = "/shoal/kad/1";
@@ -124,19 +123,19 @@ pub struct Net {
 }
 
 impl Net {
-    /// Starts libp2p; it ends when `stop` is cancelled.
+    /// Starts libp2p under the Ed25519 key of this `secret`; it ends when `stop` is cancelled.
     ///
     /// # Errors
     /// A port is taken, or a library refuses.
     pub async fn start(
-        identity: &Identity,
+        secret: [u8; 32],
         config: &NetConfig,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<NetEvent>), NetError> {
         let (events, queue) = mpsc::channel(EVENTS_MAX);
         let (commands, orders) = mpsc::channel(COMMANDS_MAX);
-        let mut worker = Worker::new(identity, config, events)?;
+        let mut worker = Worker::new(secret, config, events)?;
         let listening = worker.listen().await?;
         tasks.spawn(async move {
             tokio::select! {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ed25519_dalek::SigningKey;
 use tokio::time::timeout;
 
 use super::*;
@@ -16,14 +17,17 @@ struct Host {
     _stop: tokio_util::sync::DropGuard,
 }
 
+fn node(n: u8) -> NodeId {
+    NodeId(SigningKey::from_bytes(&[n; 32]).verifying_key().to_bytes())
+}
+
 impl Host {
     async fn new(n: u8) -> Self {
-        let identity = Identity::from_secret(&[n; 32]);
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000 + u16::from(n)));
         let config = NetConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], advertise: vec![], peer: vec![peer] };
         let stop = CancellationToken::new();
-        let (net, events) = Net::start(&identity, &config, &TaskTracker::new(), stop.clone()).await.unwrap();
-        Self { net, events, node: identity.node(), peer, _stop: stop.drop_guard() }
+        let (net, events) = Net::start([n; 32], &config, &TaskTracker::new(), stop.clone()).await.unwrap();
+        Self { net, events, node: node(n), peer, _stop: stop.drop_guard() }
     }
 
     fn knows(&self, other: &Self) {
@@ -40,7 +44,7 @@ impl Host {
 
 #[test]
 fn a_node_and_its_libp2p_id_lead_to_each_other() {
-    let node = Identity::from_secret(&[1; 32]).node();
+    let node = node(1);
     assert_eq!(node_id(&peer_id(&node).unwrap()), Some(node));
 }
 
@@ -87,7 +91,6 @@ async fn a_port_that_is_taken_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let config = NetConfig { listen: vec![address], advertise: vec![], peer: vec![] };
-    let identity = Identity::from_secret(&[1; 32]);
-    let result = Net::start(&identity, &config, &TaskTracker::new(), CancellationToken::new()).await;
+    let result = Net::start([1; 32], &config, &TaskTracker::new(), CancellationToken::new()).await;
     assert!(matches!(result, Err(NetError::Listen { address: found, .. }) if found == address));
 }

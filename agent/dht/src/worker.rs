@@ -32,7 +32,6 @@ use super::{
     NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REFRESH, contact, door,
     libp2p_address, node_id, peer_address, peer_id, records::Records,
 };
-use crate::identity::Identity;
 
 /// How often announcements that are due are looked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -73,13 +72,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(
-        identity: &Identity,
-        config: &NetConfig,
-        events: mpsc::Sender<NetEvent>,
-    ) -> Result<Self, NetError> {
+    pub(super) fn new(secret: [u8; 32], config: &NetConfig, events: mpsc::Sender<NetEvent>) -> Result<Self, NetError> {
         let setup = |error: &dyn std::fmt::Display| NetError::Setup(error.to_string());
-        let keys = Keypair::ed25519_from_bytes(identity.secret()).map_err(|error| setup(&error))?;
+        let keys = Keypair::ed25519_from_bytes(secret).map_err(|error| setup(&error))?;
         let swarm = SwarmBuilder::with_existing_identity(keys)
             .with_tokio()
             .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)
