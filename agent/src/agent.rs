@@ -10,7 +10,7 @@
 //! **Why one owner.** Who asks whom for what, who may read what, which id means what: all of it changes with every
 //! event, and a lock for each would have to be taken in the same order everywhere. Here nothing is shared. The price:
 //! nothing in `apply` may wait. What takes time (the seeder, the disk, DNS) is a task of its own, bounded in number, and
-//! reports back as a [`Done`]; what goes to peers is pushed into their bounded queues, and a peer whose queue is full is
+//! reports back as a `Done`; what goes to peers is pushed into their bounded queues, and a peer whose queue is full is
 //! dropped. Only small reads of the store that hit memory as a rule are done in place.
 //!
 //! **Ids.** The core knows blobs, peers, readers and uploads by dense ids that this loop gives, and requests by ids of
@@ -49,7 +49,10 @@ use std::{
 };
 
 use shoal_dht::{Net, NetEvent};
-use shoal_proto::signed::{Labels, NodeId, UnixSeconds};
+use shoal_proto::{
+    message::PeerInfo,
+    signed::{Labels, NodeId, UnixSeconds},
+};
 use shoal_transfer::{Node, event::Input, time::Time};
 use tokio::{
     sync::mpsc,
@@ -115,6 +118,8 @@ enum Done {
     Resolved { node: NodeId, addresses: Vec<SocketAddr> },
     /// A stored blob was hashed again.
     Verified { digest: shoal_proto::Digest, bad: usize },
+    /// The seeder has named others of the fleet.
+    Met(Vec<PeerInfo>),
 }
 
 /// What the loop waits for.
@@ -266,6 +271,7 @@ impl Shell {
             Done::Seeder(news) => self.on_seeder(news),
             Done::Resolved { node, addresses } => self.on_resolved(node, &addresses),
             Done::Verified { digest, bad } => self.on_verified(&digest, bad),
+            Done::Met(introductions) => self.on_met(introductions),
         }
     }
 

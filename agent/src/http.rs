@@ -156,6 +156,7 @@ impl Registry {
             }
             Route::Info
             | Route::Join
+            | Route::Members
             | Route::Pull(..)
             | Route::Statement(..)
             | Route::Hashes(..)

@@ -15,7 +15,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use shoal_http::{ApiError, Limits, Peer, Reply, RequestBody, Service, body, reply};
 use shoal_proto::{
     Digest, PROTOCOL,
-    api::{Discovery, Info, Join, Joined, PiecesGiven, PiecesWanted, Pull, Pulled, REQUEST_LEN_MAX},
+    api::{Discovery, Info, Join, Joined, Meet, Met, PiecesGiven, PiecesWanted, Pull, Pulled, REQUEST_LEN_MAX},
     codec,
     envelope::Envelope,
     have::HaveSet,
@@ -216,6 +216,9 @@ impl FakeSeeder {
                 Ok(encoded(&Info { protocol: PROTOCOL, root, keys: self.key_set(), open }))
             }
             Route::Join => Ok(self.join(&decoded(body).await?)),
+            Route::Members => {
+                decoded::<Meet>(body).await.map(|_| encoded(&Met { introductions: lock(&self.introductions).clone() }))
+            }
             Route::Pull(repository, reference) => {
                 let _: Pull = decoded(body).await?;
                 self.pulled(&repository, &reference)

@@ -5,8 +5,9 @@
 //! |---|---|
 //! | `GET /v2/_shoal/info` | – → [`Info`] |
 //! | `POST /v2/_shoal/join` | [`Join`] → [`Joined`] |
+//! | `POST /v2/_shoal/members` | [`Meet`] → [`Met`] |
 //! | `POST /v2/<name>/_shoal/pull/<reference>` | [`Pull`] → [`Pulled`] |
-//! | `GET /v2/<name>/_shoal/statement/<digest>` | – → [`Envelope`](crate::envelope::Envelope) |
+//! | `GET /v2/<name>/_shoal/statement/<digest>` | – → [`Envelope`] |
 //! | `GET /v2/<name>/_shoal/hashes/<digest>` | – → the piece hashes, 32 bytes each |
 //! | `POST /v2/<name>/_shoal/pieces/<digest>` | [`PiecesWanted`] → `length (u32 LE) ‖` [`PiecesGiven`] `‖` the pieces' bytes in the order given |
 //!
@@ -82,6 +83,23 @@ pub struct Pull {
     /// How others reach it. Addresses other than the request's own source count only where the seeder allows them; a
     /// port of 0 or an unspecified address means the source address.
     pub me: PeerInfo,
+}
+
+/// A node tells the fleet where it can be found, and hears of others, before it pulls anything: without the seeder it could
+/// reach nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Meet {
+    /// The member's membership.
+    pub membership: Option<Envelope>,
+    /// As in [`Pull::me`].
+    pub me: PeerInfo,
+}
+
+/// The answer to [`Meet`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Met {
+    /// Members that came by lately, own region first.
+    pub introductions: Vec<PeerInfo>,
 }
 
 /// All that a node needs to pull one manifest.

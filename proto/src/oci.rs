@@ -35,6 +35,8 @@ pub enum Route {
     Info,
     /// `/v2/_shoal/join`.
     Join,
+    /// `/v2/_shoal/members`.
+    Members,
     /// `/v2/<name>/_shoal/pull/<reference>`.
     Pull(Repository, Reference),
     /// `/v2/<name>/_shoal/statement/<digest>`.
@@ -125,6 +127,7 @@ impl Route {
             "_oci/ext/discover" => return Ok(Self::Extensions),
             "_shoal/info" => return Ok(Self::Info),
             "_shoal/join" => return Ok(Self::Join),
+            "_shoal/members" => return Ok(Self::Members),
             _ => {}
         }
         let (before, last) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
@@ -177,7 +180,7 @@ impl Route {
             | Self::Statement(name, _)
             | Self::Hashes(name, _)
             | Self::Pieces(name, _) => Some(name),
-            Self::Root | Self::Catalog | Self::Extensions | Self::Info | Self::Join => None,
+            Self::Root | Self::Catalog | Self::Extensions | Self::Info | Self::Join | Self::Members => None,
         }
     }
 }
@@ -282,6 +285,7 @@ mod tests {
             ("/v2/a/b/blobs/uploads/u-1".into(), Route::Upload(name.clone(), "u-1".parse().unwrap())),
             (format!("/v2/a/b/referrers/sha256:{hex}"), Route::Referrers(name.clone(), digest)),
             ("/v2/_shoal/info".into(), Route::Info),
+            ("/v2/_shoal/members".into(), Route::Members),
             ("/v2/a/b/_shoal/pull/latest".into(), Route::Pull(name.clone(), tag)),
             (format!("/v2/a/b/_shoal/pieces/sha256:{hex}"), Route::Pieces(name, digest)),
             ("/v2/tags/tags/list".into(), Route::Tags("tags".parse().unwrap())),

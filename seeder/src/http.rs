@@ -187,6 +187,7 @@ impl Registry {
             (Route::Upload(name, id), _) => self.cancel_upload(&name, &id).await,
             (Route::Info, _) => Ok(self.info()),
             (Route::Join, _) => self.join(body).await,
+            (Route::Members, _) => self.meet(&asked, body).await,
             (Route::Pull(name, reference), _) => self.pull(&name, &reference, &asked, body).await,
             (Route::Statement(name, digest), _) => self.statement(&name, digest).await,
             (Route::Hashes(name, digest), _) => self.hashes(&name, digest).await,
@@ -211,7 +212,7 @@ fn action(route: &Route, method: &Method) -> Option<Action> {
         Route::Blob(..) => None,
         Route::Uploads(_) => post.then_some(Action::Push),
         Route::Upload(..) => (get || delete || matches!(*method, Method::PUT | Method::PATCH)).then_some(Action::Push),
-        Route::Join => post.then_some(Action::Join),
+        Route::Join | Route::Members => post.then_some(Action::Join),
     }
 }
 
@@ -228,6 +229,7 @@ const fn label(route: &Route) -> &'static str {
         Route::Extensions => "extensions",
         Route::Info => "info",
         Route::Join => "join",
+        Route::Members => "members",
         Route::Pull(..) => "pull",
         Route::Statement(..) => "statement",
         Route::Hashes(..) => "hashes",
@@ -248,7 +250,7 @@ const fn allowed(route: &Route) -> &'static str {
         Route::Manifest(..) => "GET, HEAD, PUT, DELETE",
         Route::Blob(..) => "GET, HEAD, DELETE",
         Route::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
-        Route::Uploads(_) | Route::Join | Route::Pull(..) | Route::Pieces(..) => "POST",
+        Route::Uploads(_) | Route::Join | Route::Members | Route::Pull(..) | Route::Pieces(..) => "POST",
     }
 }
 

@@ -20,6 +20,9 @@ use shoal_proto::{
 pub const INTRODUCTIONS_MAX: usize = 20;
 /// A member counts as interested in an image for so long after it asked for it.
 pub const INTEREST_MS: u64 = 600_000;
+/// A member is told of to those that have just come for so long after it came by. Whoever is gone by then costs a newcomer
+/// a dial, whoever is left out costs nothing: the fleet's DHT has it.
+pub const PRESENCE_MS: u64 = 24 * 3_600_000;
 /// Images whose interested members are remembered.
 const IMAGES_MAX: usize = 4096;
 /// Members that are remembered for each image.
@@ -41,31 +44,16 @@ struct List {
     used_ms: u64,
 }
 
+/// Members and when each was seen last, bounded: the one unseen for longest makes room.
 #[derive(Debug, Default)]
-struct Image {
-    members: BTreeMap<NodeId, Member>,
-    lists: BTreeMap<(Scope, Labels), List>,
-    used_ms: u64,
-}
+struct Members(BTreeMap<NodeId, Member>);
 
-/// The interested members of all images.
-#[derive(Debug, Default)]
-pub struct Swarm {
-    images: BTreeMap<Digest, Image>,
-}
-
-impl Swarm {
-    /// `me` asks for `image`: remembers it, and names others. Nobody is introduced whose addresses are none.
-    pub fn introduce(&mut self, image: &Digest, me: PeerInfo, now_ms: u64) -> Vec<PeerInfo> {
-        if !self.images.contains_key(image) && self.images.len() >= IMAGES_MAX {
-            let oldest = self.images.iter().min_by_key(|(_, image)| image.used_ms).map(|(digest, _)| *digest);
-            oldest.and_then(|digest| self.images.remove(&digest));
-        }
-        let entry = self.images.entry(*image).or_default();
-        entry.used_ms = now_ms;
-        entry.members.retain(|_, member| now_ms < member.seen_ms + INTEREST_MS);
-        let mut others: Vec<_> = entry
-            .members
+impl Members {
+    /// Names some that were seen within `for_ms`, those of `me`'s region first, and remembers `me`.
+    fn introduce(&mut self, me: PeerInfo, now_ms: u64, for_ms: u64) -> Vec<PeerInfo> {
+        self.0.retain(|_, member| now_ms < member.seen_ms + for_ms);
+        let mut others: Vec<_> = self
+            .0
             .values()
             .filter(|member| member.info.node != me.node)
             .map(|member| {
@@ -75,14 +63,54 @@ impl Swarm {
             .collect();
         others.sort_unstable_by_key(|(far, pairing, _)| (*far, *pairing));
         let named = others.into_iter().take(INTRODUCTIONS_MAX).map(|(_, _, info)| info.clone()).collect();
-        if !(me.peer.is_empty() && me.libp2p.is_empty()) {
-            if entry.members.len() >= MEMBERS_MAX && !entry.members.contains_key(&me.node) {
-                let oldest = entry.members.values().min_by_key(|member| member.seen_ms).map(|member| member.info.node);
-                oldest.and_then(|node| entry.members.remove(&node));
-            }
-            entry.members.insert(me.node, Member { info: me, seen_ms: now_ms });
-        }
+        self.remember(me, now_ms);
         named
+    }
+
+    /// Nobody is introduced whose addresses are none.
+    fn remember(&mut self, me: PeerInfo, now_ms: u64) {
+        if me.peer.is_empty() && me.libp2p.is_empty() {
+            return;
+        }
+        if self.0.len() >= MEMBERS_MAX && !self.0.contains_key(&me.node) {
+            let oldest = self.0.values().min_by_key(|member| member.seen_ms).map(|member| member.info.node);
+            oldest.and_then(|node| self.0.remove(&node));
+        }
+        self.0.insert(me.node, Member { info: me, seen_ms: now_ms });
+    }
+}
+
+#[derive(Debug, Default)]
+struct Image {
+    members: Members,
+    lists: BTreeMap<(Scope, Labels), List>,
+    used_ms: u64,
+}
+
+/// The interested members of all images.
+#[derive(Debug, Default)]
+pub struct Swarm {
+    /// Whoever came by last, for whatever.
+    present: Members,
+    images: BTreeMap<Digest, Image>,
+}
+
+impl Swarm {
+    /// `me` has come up: remembers it, and names others of the fleet.
+    pub fn meet(&mut self, me: PeerInfo, now_ms: u64) -> Vec<PeerInfo> {
+        self.present.introduce(me, now_ms, PRESENCE_MS)
+    }
+
+    /// `me` asks for `image`: remembers it, and names others. Nobody is introduced whose addresses are none.
+    pub fn introduce(&mut self, image: &Digest, me: PeerInfo, now_ms: u64) -> Vec<PeerInfo> {
+        if !self.images.contains_key(image) && self.images.len() >= IMAGES_MAX {
+            let oldest = self.images.iter().min_by_key(|(_, image)| image.used_ms).map(|(digest, _)| *digest);
+            oldest.and_then(|digest| self.images.remove(&digest));
+        }
+        let entry = self.images.entry(*image).or_default();
+        entry.used_ms = now_ms;
+        self.present.remember(me.clone(), now_ms);
+        entry.members.introduce(me, now_ms, INTEREST_MS)
     }
 
     /// The signed candidate lists of `image` for a node with `labels`, the widest first. A list changes only when a member
@@ -136,14 +164,14 @@ impl Image {
     /// The members of a scope's list: those who were on it and are still there, then the others in order of name, which
     /// says nothing about who came first and so spreads the work.
     fn elect(&self, scope: Scope, labels: &Labels) -> Vec<NodeId> {
-        let inside = |node: &NodeId| self.members.get(node).is_some_and(|m| m.info.labels.within(scope) == *labels);
+        let inside = |node: &NodeId| self.members.0.get(node).is_some_and(|m| m.info.labels.within(scope) == *labels);
         let key = (scope, labels.clone());
         let mut members: Vec<NodeId> = self
             .lists
             .get(&key)
             .map(|list| list.members.iter().filter(|node| inside(node)).copied().collect())
             .unwrap_or_default();
-        let others = self.members.keys().filter(|node| inside(node) && !members.contains(node)).copied();
+        let others = self.members.0.keys().filter(|node| inside(node) && !members.contains(node)).copied();
         let room = CANDIDATES_MAX - members.len();
         let others: Vec<_> = others.take(room).collect();
         members.extend(others);
@@ -315,6 +343,7 @@ mod tests {
         for n in 0..u16::try_from(MEMBERS_MAX + 10).unwrap() {
             swarm.introduce(&image, info(n, None), u64::from(n));
         }
-        assert_eq!(swarm.images[&image].members.len(), MEMBERS_MAX);
+        assert_eq!(swarm.images[&image].members.0.len(), MEMBERS_MAX);
+        assert_eq!(swarm.present.0.len(), MEMBERS_MAX);
     }
 }

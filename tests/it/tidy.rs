@@ -1,10 +1,5 @@
 //! The house rules that no compiler lint knows: they hold because this fails, not because somebody remembers.
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
 /// Longer files hold more than one thing, or one thing that nobody reads to its end.
 const FILE_LINES_MAX: usize = 500;

@@ -6,7 +6,7 @@
 //! **How those addresses travel.** Kademlia sends a provider's confirmed external addresses along with its record. Among
 //! them each node puts its peer port as `/ip4/…/tcp/<port>/tls` (the marker is the same in mode `plain`): libp2p's TCP
 //! transport refuses to dial such an address, and we know it by its end. Addresses of a provider are known only while
-//! the query lives, so they are read in the very event that names the provider ([`Worker::contact`]).
+//! the query lives, so they are read in the very event that names the provider (`Worker::contact`).
 //!
 //! **Keys** are the 32 bytes that the seeder derives; records with other keys are refused. Values are never stored.
 //!

@@ -1,11 +1,11 @@
 //! What greetings must know of the fleet, as the seeder's client has it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use shoal_proto::{envelope::Envelope, message::PeerInfo, signed::KeySet};
 use tokio::{sync::Notify, time::Instant};
 
-use super::Shell;
+use super::{Done, Shell};
 use crate::{
     peer::Fleet,
     upstream::{Upstream, trust::REFRESH_MIN},
@@ -50,6 +50,11 @@ impl Fleet for SeederFleet {
     }
 }
 
+/// First pause before the seeder is asked again to introduce this node; it doubles up to the other.
+const MEET_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause: a seeder that comes back is not run over by its fleet.
+const MEET_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 impl Shell {
     /// A renewed membership may place this node elsewhere, and the first one may come late.
     pub(super) fn tick_labels(&mut self) {
@@ -60,6 +65,39 @@ impl Shell {
             let me = PeerInfo { labels: self.labels.clone(), ..self.endpoint.me() };
             self.endpoint.set_self(me.clone());
             self.upstream.set_self(me);
+        }
+    }
+
+    /// Meets the fleet as soon as the node is a member and the seeder can be reached: should the seeder go before this node
+    /// has pulled anything, it knows others whom it can ask.
+    pub(super) fn meet(&self) {
+        let (upstream, stop, done) = (self.upstream.clone(), self.stop.clone(), self.done.clone());
+        let mut member = upstream.member();
+        self.tasks.spawn(async move {
+            let met = async {
+                let mut pause = MEET_PAUSE;
+                loop {
+                    if member.wait_for(Option::is_some).await.is_err() {
+                        return;
+                    }
+                    match upstream.meet().await {
+                        Ok(introductions) => return drop(done.send(Done::Met(introductions)).await),
+                        Err(error) => tracing::debug!(%error, "the seeder does not introduce this node yet"),
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MEET_PAUSE_MAX);
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = met => {}
+            }
+        });
+    }
+
+    pub(super) fn on_met(&mut self, introductions: Vec<PeerInfo>) {
+        for info in introductions {
+            self.know(info, false);
         }
     }
 

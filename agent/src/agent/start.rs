@@ -86,6 +86,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
     };
     let hands = Hands { store, upstream, metrics, endpoint, net, tasks, stop, done };
     let shell = resume(shell(config, hands)?).await?;
+    shell.meet();
     let mut task = JoinSet::new();
     task.spawn(shell.run(sources));
     Ok(Loop { libp2p, peer, task })

@@ -130,7 +130,7 @@ pub struct Serve {
 pub enum TakenBack {
     /// What had come of the piece.
     Partial(Box<Partial>),
-    /// Bytes are being written right now; [`Heard::Returned`], [`Heard::Stored`] or [`Heard::Corrupt`] will follow.
+    /// Bytes are being written right now; `Returned`, `Stored` or `Corrupt` of [`Heard`](super::Heard) will follow.
     InHand,
     /// It was over.
     Over,
@@ -181,7 +181,7 @@ impl Link {
         }
     }
 
-    /// Sends a piece. Answered by [`Heard::UploadEnded`].
+    /// Sends a piece. Answered by [`Heard::UploadEnded`](super::Heard::UploadEnded).
     ///
     /// # Errors
     /// Too much waits to be sent; close the connection.
@@ -189,7 +189,7 @@ impl Link {
         self.push(Out::Serve(Box::new(Upload::new(serve))))
     }
 
-    /// Stops sending a piece. Answered by [`Heard::UploadEnded`].
+    /// Stops sending a piece. Answered by [`Heard::UploadEnded`](super::Heard::UploadEnded).
     ///
     /// # Errors
     /// Too much waits to be sent; close the connection.

@@ -105,8 +105,13 @@ pub(super) fn empty_trash(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a file; that it is missing is no matter, anything else is logged, since the next start tries again.
+/// Removes a file that nobody reads any more; that it is missing is no matter, anything else is logged, since the next
+/// start tries again.
 pub(super) fn remove(path: &Path) {
+    // A handle that is still open would keep the space taken, and the space is what is needed.
+    if let Err(error) = OpenOptions::new().write(true).truncate(true).open(path) {
+        tracing::debug!(path = %path.display(), %error, "a blob's file cannot be emptied before its removal");
+    }
     match fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

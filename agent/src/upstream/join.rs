@@ -1,13 +1,17 @@
 //! Membership: asked for at the start, renewed before it ends.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, PoisonError},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use http::Method;
 use shoal_proto::{
-    api::{Join, Joined, REPLY_LEN_MAX, join_bytes},
+    api::{Join, Joined, Meet, Met, REPLY_LEN_MAX, join_bytes},
     codec,
     envelope::Envelope,
+    message::{PEERS_MAX, PeerInfo},
     signed::{Labels, Membership, RevocationList, UnixSeconds},
 };
 use tokio::sync::watch;
@@ -54,6 +58,24 @@ impl Upstream {
         };
         let member = Member { envelope: joined.membership, membership, revocations };
         Ok(self.set_member(member))
+    }
+
+    /// Tells the seeder where this node is found, and hears of others of the fleet.
+    ///
+    /// # Errors
+    /// As all requests; [`UpstreamError::Protocol`] while the node's own addresses are not known.
+    pub async fn meet(&self) -> Result<Vec<PeerInfo>, UpstreamError> {
+        let path = "/v2/_shoal/members";
+        let me = self.me.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let membership = self.member.borrow().as_ref().map(|member| member.envelope.clone());
+        let me = me.ok_or_else(|| self.client.protocol(path, "this node's own addresses are not known yet"))?;
+        let body = Bytes::from(codec::encode(&Meet { membership, me }));
+        let request = self.client.request_with(Method::POST, path, &Credentials::none(), body);
+        let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
+        let met = codec::decode::<Met, REPLY_LEN_MAX>(&bytes);
+        let mut introductions = met.map_err(|error| self.client.protocol(path, &error.to_string()))?.introductions;
+        introductions.truncate(PEERS_MAX);
+        Ok(introductions)
     }
 
     /// Takes a membership that was kept from before; false if it has ended.

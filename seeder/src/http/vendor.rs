@@ -12,8 +12,8 @@ use shoal_http::{ApiError, Handoff, Reply, RequestBody, Segment, body::collect, 
 use shoal_proto::{
     Digest, PROTOCOL,
     api::{
-        CONTENT_TYPE, Discovery, Info, Join, Joined, PIECES_GIVEN_MAX, PiecesGiven, PiecesWanted, Pull, Pulled,
-        REQUEST_LEN_MAX, join_bytes,
+        CONTENT_TYPE, Discovery, Info, Join, Joined, Meet, Met, PIECES_GIVEN_MAX, PiecesGiven, PiecesWanted, Pull,
+        Pulled, REQUEST_LEN_MAX, join_bytes,
     },
     codec::{self, CodecError},
     envelope::Envelope,
@@ -62,7 +62,7 @@ pub(super) fn extensions() -> serde_json::Value {
     serde_json::json!({ "extensions": [{
         "name": "_shoal",
         "description": "Membership, signed statements and pieces for Shoal agents",
-        "endpoints": ["_shoal/info", "_shoal/join", "_shoal/pull", "_shoal/statement", "_shoal/hashes", "_shoal/pieces"],
+        "endpoints": ["_shoal/info", "_shoal/join", "_shoal/members", "_shoal/pull", "_shoal/statement", "_shoal/hashes", "_shoal/pieces"],
     }]})
 }
 
@@ -120,7 +120,7 @@ impl Registry {
         body: RequestBody,
     ) -> Answer {
         let pull: Pull = read(body).await?;
-        let me = self.member(pull, asked)?;
+        let me = self.member(pull.membership, pull.me, asked)?;
         let manifest = self.find_manifest(name, reference).await?;
         let image = manifest.digest;
         let digests = digests_of(&manifest)?;
@@ -147,15 +147,23 @@ impl Registry {
         }))
     }
 
+    pub(super) async fn meet(&self, asked: &Asked, body: RequestBody) -> Answer {
+        let meet: Meet = read(body).await?;
+        let me = self.member(meet.membership, meet.me, asked)?;
+        let introductions = me.map(|me| self.swarm().meet(me, unix_ms())).unwrap_or_default();
+        self.metrics.introduced(introductions.len());
+        Ok(encoded(&Met { introductions }))
+    }
+
     /// How a pulling node may be introduced to others: a member, at addresses that it can have. None for a node that
     /// shows no membership; it is served all the same, but nobody hears of it.
-    fn member(&self, pull: Pull, asked: &Asked) -> Result<Option<PeerInfo>, ApiError> {
-        let Some(membership) = pull.membership else { return Ok(None) };
+    fn member(&self, membership: Option<Envelope>, me: PeerInfo, asked: &Asked) -> Result<Option<PeerInfo>, ApiError> {
+        let Some(membership) = membership else { return Ok(None) };
         let membership = membership.open::<Membership>(self.fleet.key_set());
         let membership =
             membership.map_err(|error| ApiError::new(ErrorCode::Denied, format!("the membership: {error}")))?;
         let now = unix_seconds();
-        if membership.node != pull.me.node || !(membership.not_before..membership.not_after).contains(&now) {
+        if membership.node != me.node || !(membership.not_before..membership.not_after).contains(&now) {
             return Err(ApiError::new(
                 ErrorCode::Denied,
                 "the membership is another node's, or out of date; join again",
@@ -164,8 +172,8 @@ impl Registry {
         let source = asked.peer.remote.ip();
         Ok(Some(PeerInfo {
             node: membership.node,
-            peer: self.addresses.filter(&pull.me.peer, source),
-            libp2p: self.addresses.filter(&pull.me.libp2p, source),
+            peer: self.addresses.filter(&me.peer, source),
+            libp2p: self.addresses.filter(&me.libp2p, source),
             labels: membership.labels,
         }))
     }

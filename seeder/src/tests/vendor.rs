@@ -7,7 +7,9 @@ use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use http::{Method, StatusCode};
 use shoal_proto::{
     Digest,
-    api::{CONTENT_TYPE, Info, Join, Joined, PiecesGiven, PiecesWanted, Pull, Pulled, REPLY_LEN_MAX, join_bytes},
+    api::{
+        CONTENT_TYPE, Info, Join, Joined, Meet, Met, PiecesGiven, PiecesWanted, Pull, Pulled, REPLY_LEN_MAX, join_bytes,
+    },
     codec::{decode, encode},
     envelope::Envelope,
     have::HaveSet,
@@ -203,6 +205,22 @@ async fn members_that_pull_the_same_image_are_introduced() {
     assert_eq!(got.code(), "DENIED", "with another's membership nobody is let in");
     assert_eq!(pull(&first, "v1", 80).await.introductions.len(), 1);
     assert_eq!(pull(&second, "v1", 6002).await.introductions.len(), 1, "a port under 1024 does not replace a good one");
+}
+
+#[tokio::test]
+async fn a_member_that_has_pulled_nothing_hears_of_the_fleet() {
+    let seeder = TestSeeder::start().await;
+    seeder.push_image("a", "v1", &[noise(10, 1)]).await;
+    let (first, second) = (seeder.member(1, "eu").await, seeder.member(2, "us").await);
+    let meet = async |node: &Node, port: u16| {
+        let Pull { membership, me } = node.pull(port);
+        let met: Met = read(&seeder.post("/v2/_shoal/members", &Meet { membership, me }).await);
+        met.introductions.into_iter().map(|info| info.node).collect::<Vec<_>>()
+    };
+    assert_eq!(meet(&Node::new(9, "eu"), 6009).await, [], "a stranger hears of nobody, and nobody of it");
+    let _: Pulled = read(&seeder.post("/v2/a/_shoal/pull/v1", &first.pull(6001)).await);
+    assert_eq!(meet(&second, 6002).await, [first.id()], "whoever pulls is present too");
+    assert_eq!(meet(&first, 6001).await, [second.id()]);
 }
 
 #[tokio::test]

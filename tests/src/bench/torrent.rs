@@ -147,8 +147,8 @@ impl Swarm {
     /// # Errors
     /// It is another.
     pub fn check(&self, content: &Content) -> Result<()> {
-        let alive = self.peers[1..].iter().filter(|peer| peer.pid().is_some());
-        alive.map(|peer| content.check(&peer.folder.join(FILE))).collect()
+        let mut alive = self.peers[1..].iter().filter(|peer| peer.pid().is_some());
+        alive.try_for_each(|peer| content.check(&peer.folder.join(FILE)))
     }
 
     /// The highest memory peak of a leecher, in bytes.

@@ -32,13 +32,16 @@ const EXCERPT_LEN: usize = 300;
 /// Bytes that a streamed body is handed on in.
 const STREAMED_CHUNK_LEN: usize = 3000;
 
+/// A repository that several rules read, made by the first that wants it.
+type Pending = Arc<OnceCell<Result<String, String>>>;
+
 /// What the rules of one run share.
 #[derive(Debug)]
 pub(super) struct World {
     client: Client,
     /// Part of every repository's name, so that no run sees what another left.
     run: String,
-    stocks: Mutex<BTreeMap<String, Arc<OnceCell<Result<String, String>>>>>,
+    stocks: Mutex<BTreeMap<String, Pending>>,
 }
 
 impl World {

@@ -125,7 +125,7 @@ async fn ranges(p: Probe, how: &'static str) -> Result<()> {
     let blob = p.noise("blob", 1_000_000);
     push::blob(&p, p.repository(), &blob).await?;
     let range = if how == "overlapping" {
-        vec!["0-"; 12].join(",")
+        ["0-"; 12].join(",")
     } else {
         (0..1000).map(|n| format!("{n}-{n}")).collect::<Vec<_>>().join(",")
     };
