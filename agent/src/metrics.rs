@@ -6,6 +6,7 @@
 //! | `shoal_agent_sent_bytes_total` | `to` = `peer`, `client` | payload bytes sent |
 //! | `shoal_agent_requests_total` | `route`, `status` | requests of local clients |
 //! | `shoal_agent_stale_answers_total` | | tags answered without the seeder |
+//! | `shoal_agent_first_byte_stored_ratio` (histogram) | | how much of a blob was stored when its first byte went to a client that had asked before anything of it came; blobs of [`EARLY_PIECES_MIN`] pieces and more |
 //! | `shoal_agent_readers` | | clients reading a blob that is not complete |
 //! | `shoal_agent_store_bytes`, `…_quota_bytes`, `…_blobs` | | how full the store is |
 //! | `shoal_agent_evicted_blobs_total` | | blobs evicted |
@@ -19,11 +20,14 @@ use std::{
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
 use crate::store::Usage;
+
+/// Pieces of a blob whose first byte is measured: of a few pieces the first is a large share anyhow.
+pub const EARLY_PIECES_MIN: u32 = 16;
 
 /// Where bytes came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,6 +89,7 @@ pub struct Metrics {
     sent: Family<ToLabel, Counter>,
     requests: Family<RequestLabel, Counter>,
     stale: Counter,
+    first_byte: Histogram,
     readers: Gauge,
     store_bytes: Gauge,
     store_quota: Gauge,
@@ -108,6 +113,7 @@ impl Metrics {
             sent: Family::default(),
             requests: Family::default(),
             stale: Counter::default(),
+            first_byte: Histogram::new([0.02, 0.05, 0.1, 0.25, 0.5, 1.0]),
             readers: Gauge::default(),
             store_bytes: Gauge::default(),
             store_quota: Gauge::default(),
@@ -126,6 +132,8 @@ impl Metrics {
             registry.register("sent_bytes", "Payload bytes sent", metrics.sent.clone());
             registry.register("requests", "Requests of local clients", metrics.requests.clone());
             registry.register("stale_answers", "Tags answered without the seeder", metrics.stale.clone());
+            let help = "Share of a blob that was stored when its first byte went to a client";
+            registry.register("first_byte_stored_ratio", help, metrics.first_byte.clone());
             registry.register("readers", "Clients reading a blob that is not complete", metrics.readers.clone());
             registry.register("store_bytes", "Bytes that stored blobs count for", metrics.store_bytes.clone());
             registry.register("store_quota_bytes", "Most bytes of blobs", metrics.store_quota.clone());
@@ -154,6 +162,11 @@ impl Metrics {
     #[must_use]
     pub fn sent_to_clients(&self) -> Counter {
         self.sent.get_or_create_owned(&ToLabel { to: To::Client })
+    }
+
+    /// The first byte of a blob went to a client when `stored` of its `pieces` were stored.
+    pub fn first_byte(&self, stored: u32, pieces: u32) {
+        self.first_byte.observe(f64::from(stored) / f64::from(pieces));
     }
 
     /// A local client's request was answered.
@@ -191,6 +204,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.received(From::Peer, 5);
         metrics.request("blob", 200);
+        metrics.first_byte(4, 16);
         let usage = Usage { bytes: 1, quota_bytes: 2, blobs: 3, evicted: 4 };
         drop(metrics.page(&usage, 0));
         let page = metrics.page(&usage, 7);
@@ -199,6 +213,8 @@ mod tests {
             "shoal_agent_received_bytes_total{from=\"seeder\"} 0",
             "shoal_agent_sent_bytes_total{to=\"client\"} 0",
             "shoal_agent_requests_total{route=\"blob\",status=\"200\"} 1",
+            "shoal_agent_first_byte_stored_ratio_count 1",
+            "shoal_agent_first_byte_stored_ratio_bucket{le=\"0.25\"} 1",
             "shoal_agent_readers 7",
             "shoal_agent_store_bytes 1",
             "shoal_agent_store_quota_bytes 2",

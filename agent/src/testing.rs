@@ -148,7 +148,7 @@ impl FakeSeeder {
         Envelope::sign(&keys, &self.root)
     }
 
-    fn describe(&self, digest: &Digest) -> Option<(OpenedStatement, PieceHashes, Bytes)> {
+    pub(crate) fn describe(&self, digest: &Digest) -> Option<(OpenedStatement, PieceHashes, Bytes)> {
         let data = lock(&self.blobs).get(digest)?.clone();
         let mut hasher = BlobHasher::new();
         hasher.update(&data);

@@ -7,7 +7,7 @@ use futures::future::{select, try_join_all};
 use shoal_tests::{
     cluster::{Cluster, Daemon},
     image::Image,
-    metrics::names,
+    metrics::{Metrics, names},
     pull, push, wait,
 };
 use tokio::time::timeout;
@@ -52,6 +52,9 @@ async fn eight_agents_at_once_cost_the_origin_little_more_than_one_copy() -> Res
     let (reports, furthest) = tokio::try_join!(pulls, early)?;
     ensure!(furthest < image.unique_bytes(), "an agent had {furthest} bytes before any came from a peer");
     ensure!(reports.iter().all(|report| report.manifest == image.manifest.digest), "{reports:?}");
+    let all = try_join_all(cluster.agents.iter().map(Daemon::metrics)).await?;
+    let waited = all.iter().map(Metrics::waited_for_first_byte).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    ensure!(waited.0 > 0 && waited.1 == 0, "layers waited for, and those stored to over a quarter by then: {waited:?}");
     let sent = cluster.seeder.metrics().await?.count(names::SEEDER_SENT, &[]) - before;
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     let copies = sent as f64 / image.unique_bytes() as f64;

@@ -14,6 +14,12 @@ pub mod names {
     pub const AGENT_RECEIVED: &str = "shoal_agent_received_bytes_total";
     /// Agent: clients that read a blob now.
     pub const AGENT_READERS: &str = "shoal_agent_readers";
+    /// Agent: large layers whose first byte a client waited for from before their first piece.
+    pub const FIRST_BYTE_COUNT: &str = "shoal_agent_first_byte_stored_ratio_count";
+    /// Of those: how much was stored when the first byte went out.
+    pub const FIRST_BYTE_BUCKET: &str = "shoal_agent_first_byte_stored_ratio_bucket";
+    /// Of [`FIRST_BYTE_BUCKET`]: at most a quarter.
+    pub const A_QUARTER: &str = "le=\"0.25\"";
     /// Of [`AGENT_RECEIVED`]: from other agents.
     pub const FROM_PEERS: &str = "from=\"peer\"";
     /// Of [`AGENT_RECEIVED`]: from the seeder.
@@ -64,6 +70,14 @@ impl Metrics {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are whole and below 2^53")]
     pub fn count(&self, family: &str, labels: &[&str]) -> u64 {
         self.sum(family, labels) as u64
+    }
+
+    /// Of an agent: large layers that a client waited for from before their first piece, and how many of them were stored
+    /// to more than a quarter when their first byte went out.
+    #[must_use]
+    pub fn waited_for_first_byte(&self) -> (u64, u64) {
+        let all = self.count(names::FIRST_BYTE_COUNT, &[]);
+        (all, all - self.count(names::FIRST_BYTE_BUCKET, &[names::A_QUARTER]).min(all))
     }
 
     /// The names of all families.

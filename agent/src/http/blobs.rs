@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     handle::Reader,
-    metrics::Metrics,
+    metrics::{EARLY_PIECES_MIN, Metrics},
     store::{Blob, Failure, ImageRecord, InUse, OpenedStatement, Progress},
 };
 
@@ -84,9 +84,12 @@ impl Images {
         let blob = handle.want(record.image, repository, signed, false, credentials).await?;
         let guard = blob.guard();
         let range = span(asked, blob.statement().size);
+        let range_starts = range.start == 0;
         let arriving = Arriving::new(guard, handle.reader(*digest, range));
         let handoff: Handoff = content.from_file(blob.file().clone());
-        let sent = Sent::new(blob.guard(), self.metrics());
+        let early = range_starts && blob.layout().pieces() >= EARLY_PIECES_MIN && blob.have().is_empty();
+        let mut sent = Sent::new(blob.guard(), self.metrics());
+        sent.first_byte = early.then(|| self.metrics().clone());
         Ok(handoff.growing(arriving).metered(sent).into())
     }
 
@@ -217,18 +220,24 @@ impl BodySource for Arriving {
 /// Counts what a client took, and keeps the blob while it takes.
 #[derive(Debug)]
 pub(super) struct Sent {
-    _guard: InUse,
+    guard: InUse,
     counter: Counter,
+    /// Where to tell how much was stored when the first byte went, if that is of interest.
+    first_byte: Option<Metrics>,
 }
 
 impl Sent {
     pub(super) fn new(guard: InUse, metrics: &Metrics) -> Self {
-        Self { _guard: guard, counter: metrics.sent_to_clients() }
+        Self { guard, counter: metrics.sent_to_clients(), first_byte: None }
     }
 }
 
 impl Meter for Sent {
     fn written(&mut self, bytes: u64) {
         self.counter.inc_by(bytes);
+        if let Some(metrics) = self.first_byte.take() {
+            let have = self.guard.blob().have();
+            metrics.first_byte(have.len(), have.pieces());
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The store over real files: crashes, quota, pins, damage.
 
+mod power_loss;
+
 use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use ed25519_dalek::SigningKey;

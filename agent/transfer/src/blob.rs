@@ -101,6 +101,8 @@ pub(crate) struct Blob {
     pub(crate) progress_at: Time,
     /// From then on boundaries are crossed that others should cross.
     pub(crate) cross_at: Time,
+    /// Before then a client waits for the first byte of a blob of which nothing had come.
+    pub(crate) hold_until: Time,
     /// Before then the seeder is not asked, while introduced peers have not spoken.
     pub(crate) grace_until: Time,
     pub(crate) find_at: Time,
@@ -131,6 +133,7 @@ impl Blob {
             told_at: Time::ZERO,
             progress_at: now,
             cross_at: now,
+            hold_until: now,
             grace_until: now,
             find_at: now,
             announced: !have.is_empty(),
@@ -147,6 +150,12 @@ impl Blob {
 
     pub(crate) fn background(&self) -> bool {
         self.goal == Goal::Fetch { background: true } && self.readers.is_empty()
+    }
+
+    /// Whether enough is stored and asked for until a waiting client has its first byte.
+    pub(crate) fn holds_back(&self, now: Time) -> bool {
+        let enough = (self.layout.pieces() / 8).max(1);
+        now < self.hold_until && self.have.len() + self.in_flight + self.seeder.open >= enough
     }
 
     /// Lets pieces below `prefix` be asked for. The last one waits for the final statement.

@@ -59,6 +59,9 @@ pub struct Config {
     /// A blob whose image came with introductions waits so long for their first words before the seeder is asked: most
     /// of what it needs may be near.
     pub introduction_grace: Span,
+    /// A client that waits for the first byte of a blob is let through for so long: until its piece has come, no more than
+    /// an eighth of the blob is asked for. Only links that bring an eighth within this notice.
+    pub first_byte_hold: Span,
     /// Longest wait before the seeder is asked again after it gave nothing.
     pub seeder_retry_max: Span,
     /// No piece for so long: cross boundaries that others should cross, tell the seeder so. Plus up to as much again,
@@ -115,6 +118,7 @@ impl Default for Config {
             seeder_requests_max: 2,
             seeder_batch: 1,
             introduction_grace: Span::from_millis(300),
+            first_byte_hold: Span::from_millis(500),
             seeder_retry_max: Span::from_secs(2),
             progress_timeout: Span::from_secs(3),
             request_timeout: Span::from_secs(5),

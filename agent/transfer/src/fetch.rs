@@ -116,6 +116,9 @@ impl Node {
         if let Some(found) = self.choose_urgent(blob, stalled) {
             return Some(found);
         }
+        if blob.holds_back(self.now) {
+            return None;
+        }
         let words = blob.missing.words().len();
         let mut best: Option<((Scope, u32, u32), usize)> = None;
         for (at, holder) in blob.holders.iter().enumerate() {
@@ -247,6 +250,9 @@ impl Node {
         let jittered = self.progress_limit();
         let blob = self.blobs.get_mut(blob_id).expect("looked up above");
         blob.store(piece);
+        if blob.readers.iter().any(|id| self.readers.get(*id).is_some_and(|reader| reader.at == piece.get())) {
+            blob.hold_until = now;
+        }
         blob.progress_at = now;
         blob.stalled_told = false;
         // Once boundaries had to be crossed, only a peer's piece shows that they need not be any more.

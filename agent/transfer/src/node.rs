@@ -176,6 +176,9 @@ impl Node {
                 }
                 if let Some(opened) = self.blobs.get_mut(blob) {
                     opened.readers.push(reader);
+                    if opened.have.is_empty() {
+                        opened.hold_until = self.now + self.config.first_byte_hold;
+                    }
                     self.readers.place(reader, Reader { blob, at: from, to });
                 }
             }

@@ -23,6 +23,10 @@ impl Node {
         let stalled = now >= blob.cross_at;
         let heard = blob.holders.len() >= blob.candidates.len().min(4);
         let waits = now < blob.seeder.next_at || (now < blob.grace_until && !heard);
+        if blob.holds_back(now) {
+            let until = blob.hold_until;
+            return self.wake_at(until);
+        }
         if blob.missing.is_empty() || blob.seeder.open >= self.config.seeder_requests_max || waits {
             return;
         }

@@ -25,6 +25,8 @@ pub(crate) struct AgentFigures {
     from_peers: u64,
     from_seeder: u64,
     rss_peak: u64,
+    /// Large layers whose first byte was waited for, and how many of them were stored to more than a quarter by then.
+    waited: (u64, u64),
 }
 
 impl AgentFigures {
@@ -37,6 +39,7 @@ impl AgentFigures {
             from_peers: metrics.count(names::AGENT_RECEIVED, &[names::FROM_PEERS]),
             from_seeder: metrics.count(names::AGENT_RECEIVED, &[names::FROM_SEEDER]),
             rss_peak: agent.rss_peak()?,
+            waited: metrics.waited_for_first_byte(),
         })
     }
 }
@@ -95,6 +98,13 @@ impl Figures {
         }
         if self.max_rss > RSS_MAX {
             wrong.push(format!("peak memory {} > {}", human(self.max_rss), human(RSS_MAX)));
+        }
+        let (waited, late) =
+            self.agents.iter().fold((0, 0), |all, agent| (all.0 + agent.waited.0, all.1 + agent.waited.1));
+        if waited == 0 || late > 0 {
+            wrong.push(format!(
+                "of {waited} large layers {late} were stored to over 25 % when their first byte went out"
+            ));
         }
         let needed: u64 = image.blobs().map(|blob| blob.size).sum();
         for agent in &self.agents {
