@@ -258,17 +258,14 @@ fn wanted(ask: &Ask<'_>, cells: &[Cell], now_ms: u64, tick: u64) -> Vec<PieceInd
     // A step of about 0.618 of the ring: successive requests start far from each other.
     let turn = u32::try_from(tick.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32).expect("32 bits are left");
     let start = if pieces == 0 { 0 } else { turn % pieces };
+    // Clients read from the start: the first piece must be on its way before the first of them says so.
+    let urgent = ask.urgent.unwrap_or(0);
     let mut fit: Vec<_> = ask
         .want
         .iter()
         .filter(|piece| may_send(&cells[piece.as_usize()], ask, *piece, now_ms))
         .map(|piece| {
-            (
-                cells[piece.as_usize()].sends,
-                ask.urgent != Some(piece.get()),
-                (piece.get() + pieces - start) % pieces,
-                piece,
-            )
+            (cells[piece.as_usize()].sends, urgent != piece.get(), (piece.get() + pieces - start) % pieces, piece)
         })
         .collect();
     fit.sort_unstable();

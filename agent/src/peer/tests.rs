@@ -86,15 +86,12 @@ impl Side {
     }
 
     async fn with(n: u8, mode: Mode, fleet: TestFleet) -> Self {
+        Self::configured(n, EndpointConfig { mode, ..EndpointConfig::default() }, fleet).await
+    }
+
+    async fn configured(n: u8, config: EndpointConfig, fleet: TestFleet) -> Self {
         let stop = CancellationToken::new();
-        let (endpoint, events) = Endpoint::new(
-            identity(n),
-            EndpointConfig { mode, ..EndpointConfig::default() },
-            Arc::new(fleet),
-            TaskTracker::new(),
-            stop,
-        )
-        .unwrap();
+        let (endpoint, events) = Endpoint::new(identity(n), config, Arc::new(fleet), TaskTracker::new(), stop).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         endpoint.listen(listener);
@@ -187,7 +184,10 @@ fn request(n: u32) -> RequestId {
 }
 
 async fn pair(mode: Mode) -> (Side, Up, Side, Up) {
-    let (mut a, mut b) = (Side::new(1, mode).await, Side::new(2, mode).await);
+    connected(Side::new(1, mode).await, Side::new(2, mode).await).await
+}
+
+async fn connected(mut a: Side, mut b: Side) -> (Side, Up, Side, Up) {
     a.endpoint.dial(7, vec![b.address], Some(identity(2).node()));
     let (up_a, up_b) = (a.up().await, b.up().await);
     (a, up_a, b, up_b)
@@ -271,7 +271,10 @@ async fn a_flipped_bit_is_told_and_counts_for_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn urgent_pieces_overtake_others() {
-    let (mut a, up_a, b, up_b) = pair(Mode::Tls).await;
+    // Slow enough that the first piece is not through before the last was handed over.
+    let slow = EndpointConfig { upload_bytes_per_s: Some(2 * MIB as u64), ..EndpointConfig::default() };
+    let a = Side::configured(1, slow, fleet(&membership(1), &seeder_key())).await;
+    let (mut a, up_a, b, up_b) = connected(a, Side::new(2, Mode::Tls).await).await;
     let data = bytes(8 * MIB);
     let (full, empty) = (a.full_blob(&data), b.blob(&data));
     for piece in full.layout().iter() {

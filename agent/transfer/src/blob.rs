@@ -154,7 +154,8 @@ impl Blob {
 
     /// Whether enough is stored and asked for until a waiting client has its first byte.
     pub(crate) fn holds_back(&self, now: Time) -> bool {
-        let enough = (self.layout.pieces() / 8).max(1);
+        // What the seeder brings unasked for comes on top: with it, it must stay under a quarter.
+        let enough = (self.layout.pieces() * 3 / 16).max(1);
         now < self.hold_until && self.have.len() + self.in_flight + self.seeder.open >= enough
     }
 

@@ -60,7 +60,7 @@ pub struct Config {
     /// of what it needs may be near.
     pub introduction_grace: Span,
     /// A client that waits for the first byte of a blob is let through for so long: until its piece has come, no more than
-    /// an eighth of the blob is asked for. Only links that bring an eighth within this notice.
+    /// three sixteenths of the blob are asked for. Only links that bring so much within this notice.
     pub first_byte_hold: Span,
     /// Longest wait before the seeder is asked again after it gave nothing.
     pub seeder_retry_max: Span,
@@ -118,7 +118,7 @@ impl Default for Config {
             seeder_requests_max: 2,
             seeder_batch: 1,
             introduction_grace: Span::from_millis(300),
-            first_byte_hold: Span::from_millis(500),
+            first_byte_hold: Span::from_secs(2),
             seeder_retry_max: Span::from_secs(2),
             progress_timeout: Span::from_secs(3),
             request_timeout: Span::from_secs(5),
