@@ -67,7 +67,7 @@ pub struct Limits {
     pub connections: usize,
     /// Bodies from files that are sent at once; clients beyond are told to come again (429).
     pub transfers: usize,
-    /// Nodes that are sent pieces at once; further ones queue.
+    /// Nodes that are sent pieces at once on a fast uplink (on a slow one it is two); further ones queue.
     pub piece_slots: usize,
     /// Seconds for which an upload may be left alone before it is cancelled.
     pub upload_idle_s: u64,

@@ -25,6 +25,7 @@ use crate::{
     keys::Fleet,
     metrics::{Metrics, Payload},
     pieces::Ledger,
+    slots::Slots,
     store::{Sign, Store, StoreError},
     swarm::{AddressRule, Swarm},
 };
@@ -76,7 +77,7 @@ pub(crate) struct Registry {
     metrics: Arc<Metrics>,
     addresses: AddressRule,
     transfers: Arc<Semaphore>,
-    piece_slots: Arc<Semaphore>,
+    piece_slots: Arc<Slots>,
     /// Manifests that are read from clients at once.
     manifest_bodies: Semaphore,
     ledger: Arc<Mutex<Ledger>>,
@@ -128,7 +129,7 @@ impl Registry {
             metrics,
             addresses,
             transfers: Arc::new(Semaphore::new(transfers_max)),
-            piece_slots: Arc::new(Semaphore::new(piece_slots)),
+            piece_slots: Slots::new(piece_slots),
             manifest_bodies: Semaphore::new(manifests::BODIES_MAX),
             ledger: Arc::default(),
             swarm: Mutex::default(),

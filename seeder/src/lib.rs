@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod pieces;
 mod seeder;
+mod slots;
 mod status;
 pub mod store;
 pub mod swarm;

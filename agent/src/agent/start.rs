@@ -183,6 +183,7 @@ fn core(config: &Config, rank: u64) -> anyhow::Result<(Node, Option<Trace>)> {
     let trace = match &config.trace {
         None => None,
         Some(path) => {
+            let path = if path.is_dir() { &path.join(format!("{rank:016x}.jsonl")) } else { path };
             let trace = Trace::create(path, &core, seed);
             Some(trace.with_context(|| format!("cannot write the trace {}", path.display()))?)
         }

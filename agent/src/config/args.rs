@@ -61,7 +61,8 @@ pub struct AgentArgs {
     /// What is logged, such as `info,shoal_agent=debug` (`log`) [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
-    /// Record all that the policy was told and said into this file, for replay
+    /// Record all that the policy was told and said into this file, for replay; in a folder, each agent
+    /// has a file of its own
     #[arg(long, value_name = "FILE", hide = true)]
     pub trace: Option<PathBuf>,
     /// The configuration file [default: /etc/shoal/agent.toml if it is there]

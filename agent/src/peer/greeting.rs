@@ -27,6 +27,10 @@ use super::{CLOSE_TIMEOUT, Fleet, Refused, Shared, frames::Source, tls::TlsFault
 /// Largest frame of a greeting: the hello with its membership is a few hundred bytes. What is larger is garbage, and is
 /// not waited for.
 const GREETING_LEN_MAX: usize = 8 << 10;
+/// Bytes that the kernel takes ahead of what the network takes. What lies there can be neither overtaken nor taken back,
+/// and counts as sent: a few MiB of it, as a kernel would allow, would have many pieces in transmission at once on a slow
+/// link and hold up every word for half a second.
+const UNSENT_MAX: u32 = 128 << 10;
 /// Ports below are other services': nobody gets us to dial them.
 const PORT_MIN: u16 = 1024;
 
@@ -129,6 +133,7 @@ pub(super) async fn greet(
 ) -> Result<Greeted, GreetError> {
     let remote = tcp.peer_addr()?;
     tcp.set_nodelay(true)?;
+    socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_MAX)?;
     let expected = dialled.flatten();
     match &shared.tls {
         Some(tls) => {

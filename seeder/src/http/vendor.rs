@@ -32,6 +32,7 @@ use crate::{
     manifest::Parsed,
     metrics::{BodyMeter, Payload},
     pieces::{Ask, Choice, Ledger, SendId},
+    slots::Slot,
     store::{BlobContent, Manifest},
     time::{unix_ms, unix_seconds},
 };
@@ -48,8 +49,8 @@ const CAPABILITIES_MAX: usize = 1024;
 const CLOCK_SKEW_S: u64 = 600;
 /// Most digests of an image that a reply describes. An image with more is fetched without statements for the rest.
 const DIGESTS_MAX: usize = 1000;
-/// Longest wait for a turn to be sent pieces; afterwards the node's peers may have them.
-const SLOT_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
+/// Longest wait for a turn to be sent pieces: long enough that a crowd keeps the line full, shorter than a node waits.
+const SLOT_WAIT: std::time::Duration = std::time::Duration::from_secs(8);
 /// What a node that drew too much is told to wait before it asks again.
 const OVER_BUDGET_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -259,8 +260,8 @@ impl Registry {
         let layout = Layout::new(blob.info.size).map_err(|error| ApiError::internal(error.to_string()))?;
         let want = HaveSet::from_bytes(&layout, &wanted.want).map_err(|error| invalid(&error.to_string()))?;
         // Chosen only when its turn has come, so that the choice is not out of date.
-        let slot = tokio::time::timeout(SLOT_WAIT, Arc::clone(&self.piece_slots).acquire_owned()).await;
-        let Ok(Ok(slot)) = slot else {
+        let bytes = u64::from(wanted.max.min(PIECES_GIVEN_MAX)) * layout.piece_len().min(layout.size());
+        let Ok(slot) = tokio::time::timeout(SLOT_WAIT, self.piece_slots.take(bytes)).await else {
             self.metrics.pieces_wait();
             let retry_after_ms = u32::try_from(SLOT_WAIT.as_millis()).expect("a few seconds");
             return Ok(wire(framed(&PiecesGiven { pieces: Vec::new(), retry_after_ms })));
@@ -294,7 +295,7 @@ impl Registry {
             layout,
             left: pieces.iter().copied().collect(),
             into_piece: 0,
-            _slot: slot,
+            slot,
         };
         Ok(send_pieces(&layout, &pieces, blob.content, meter))
     }
@@ -357,7 +358,7 @@ struct PiecesMeter {
     left: std::collections::VecDeque<PieceIndex>,
     /// Bytes of the first piece left that were taken.
     into_piece: u64,
-    _slot: tokio::sync::OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 impl PiecesMeter {
@@ -378,6 +379,9 @@ impl Meter for PiecesMeter {
             self.into_piece -= len;
             self.left.pop_front();
             self.ledger().sent(self.send, piece, unix_ms());
+        }
+        if self.left.is_empty() {
+            self.slot.sent();
         }
     }
 }
