@@ -243,13 +243,15 @@ impl Config {
         let pick = |flags: &[SocketAddr], file: Option<Vec<SocketAddr>>, ip: IpAddr, port: u16| {
             if flags.is_empty() { file.unwrap_or_else(|| vec![(ip, port).into()]) } else { flags.to_vec() }
         };
-        // In open mode everybody who reaches the port is let in: not beyond this machine unless told so.
+        let seeder = values::seeder_url(&seeder).map_err(|error| ConfigError::Value { key: "seeder", error })?;
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+        // A seeder on this machine has its fleet here too. In open mode whoever reaches a port is let in.
+        let peers = if is_loopback(&seeder) { loopback } else { Ipv4Addr::UNSPECIFIED.into() };
         let listen = file.listen;
         let listen = Listen {
             registry: pick(&args.listen, listen.registry, loopback, REGISTRY_PORT),
-            libp2p: pick(&args.libp2p_listen, listen.libp2p, loopback, LIBP2P_PORT),
-            peer: pick(&args.peer_listen, listen.peer, loopback, PEER_PORT),
+            libp2p: pick(&args.libp2p_listen, listen.libp2p, peers, LIBP2P_PORT),
+            peer: pick(&args.peer_listen, listen.peer, peers, PEER_PORT),
             status: pick(&args.status, listen.status, loopback, STATUS_PORT),
         };
         for (key, list) in [
@@ -264,7 +266,7 @@ impl Config {
         }
         let or = |flags: &[IpAddr], file: Vec<IpAddr>| if flags.is_empty() { file } else { flags.to_vec() };
         Ok(Self {
-            seeder: values::seeder_url(&seeder).map_err(|error| ConfigError::Value { key: "seeder", error })?,
+            seeder,
             insecure_open,
             data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| DATA_DIR.into()),
             boot_id: boot_id.to_owned(),
@@ -293,4 +295,9 @@ impl std::fmt::Display for StaticPeer {
         let Self { node: NodeId(node), host, port } = self;
         write!(f, "{}@{host}:{port}", hex::encode(node))
     }
+}
+
+fn is_loopback(seeder: &Uri) -> bool {
+    let host = seeder.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

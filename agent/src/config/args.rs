@@ -15,8 +15,7 @@ pub struct AgentArgs {
     /// The seeder's URL (`seeder`)
     #[arg(long, value_name = "URL")]
     pub seeder: Option<String>,
-    /// Trust the key that the seeder shows at the first contact; listen on loopback unless told otherwise
-    /// (`insecure_open`)
+    /// Trust the key that the seeder shows at the first contact, and let anybody in who reaches a port (`insecure_open`)
     #[arg(long)]
     pub insecure_open: bool,
     /// Where images and state are kept (`data_dir`) [default: /var/lib/shoal]

@@ -16,7 +16,11 @@ fn one_flag_and_the_open_mode_are_enough() {
     let config = load(open(), "").unwrap();
     assert_eq!(config.seeder, Uri::from_static("http://seeder:5000"));
     assert_eq!(config.listen.registry, ["127.0.0.1:5050".parse().unwrap()]);
-    assert!(config.listen.peer[0].ip().is_loopback(), "open mode does not leave the machine by itself");
+    assert!(config.listen.peer[0].ip().is_unspecified() && config.listen.libp2p[0].ip().is_unspecified());
+    for seeder in ["http://127.0.0.1:5000", "http://localhost:5000", "http://[::1]:5000"] {
+        let config = load(AgentArgs { seeder: Some(seeder.into()), ..open() }, "").unwrap();
+        assert!(config.listen.peer[0].ip().is_loopback(), "{seeder}: the fleet is on this machine");
+    }
     assert_eq!(config.data_dir, PathBuf::from("/var/lib/shoal"));
     assert_eq!(config.quota_bytes, QUOTA_BYTES);
 }
