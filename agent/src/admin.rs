@@ -3,6 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /status` | [`crate::status::Status`] |
+//! | `GET /pulls` | list of [`crate::history::PullReport`], the newest first |
 //! | `GET /images` | list of [`Image`] |
 //! | `POST /images/<digest>/pin`, `…/unpin` | 204, or 404 |
 //! | `DELETE /images/<digest>` | [`Removed`] |
@@ -150,6 +151,10 @@ async fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Body
     let result = match (request.method(), path.as_slice()) {
         (&Method::GET, ["status"]) => match sources.status().await {
             Some(status) => Ok(json(&status)),
+            None => Ok(text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the agent is shutting down\n")),
+        },
+        (&Method::GET, ["pulls"]) => match sources.handle.pulls().await {
+            Some(pulls) => Ok(json(&pulls)),
             None => Ok(text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the agent is shutting down\n")),
         },
         (&Method::GET, ["images"]) => images(sources).await,

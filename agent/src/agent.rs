@@ -68,6 +68,7 @@ use self::{
 use crate::{
     Config,
     handle::{Command, Commands},
+    history::History,
     metrics::Metrics,
     peer::{self, Endpoint, Rate},
     store::Store,
@@ -211,6 +212,7 @@ struct Shell {
     asks: Asks,
     bundles: Bundles,
     discovery: Discovery,
+    history: History,
     ticks: u64,
     /// The disk was full; it is tried again then.
     disk_full_until: Option<Instant>,
@@ -257,6 +259,9 @@ impl Shell {
             Command::ReaderMoved { digest, reader, position } => self.reader_moved(&digest, reader, position),
             Command::ReaderClosed { reader, .. } => self.reader_closed(reader),
             Command::Bundle { key, reply } => self.on_bundle_wanted(key, reply),
+            Command::Pulls { reply } => {
+                let _ = reply.send(self.history.report(Instant::now()));
+            }
             Command::Status { reply } => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.status());

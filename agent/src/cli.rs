@@ -1,4 +1,4 @@
-//! The command line: `shoal agent`, `pull`, `status`, `image`.
+//! The command line: `shoal agent`, `pull`, `status`, `explain`, `image`.
 //!
 //! Data goes to standard output, as text or with `--json` as JSON; progress, logs and errors go to standard error. An
 //! error is one line that says what failed and what to do. Exit 0: done; 1: it failed while running; 64: the command line
@@ -6,6 +6,7 @@
 
 mod admin;
 mod daemon;
+mod explain;
 mod export;
 mod fetch;
 mod image;
@@ -47,6 +48,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// Show how this node's agent stands
     Status(status::StatusArgs),
+    /// Tell what the last pulls were made of: bytes and time by source, and why the seeder was asked
+    Explain(explain::ExplainArgs),
     /// List, remove and pin the images of this node's agent
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -82,6 +85,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Agent(args) => daemon::run(&args, &mut out),
         Command::Pull(args) => on_runtime(pull::run(&args, &mut out)),
         Command::Status(args) => on_runtime(status::run(&args, &mut out)),
+        Command::Explain(args) => on_runtime(explain::run(&args, &mut out)),
         Command::Image(command) => on_runtime(image::run(&command, &mut out)),
     };
     match result {

@@ -39,6 +39,7 @@ use shoal_proto::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
+    history::PullReport,
     store::{Blob, OpenedStatement},
     upstream::{Credentials, UpstreamError},
 };
@@ -137,6 +138,11 @@ pub enum Command {
     Status {
         /// Where the answer goes.
         reply: oneshot::Sender<LoopStatus>,
+    },
+    /// What the last pulls were made of.
+    Pulls {
+        /// Where the answer goes, the newest first.
+        reply: oneshot::Sender<Vec<PullReport>>,
     },
     /// The blob was removed from the store by hand: stop offering it.
     Forget {
@@ -286,6 +292,13 @@ impl Handle {
     pub async fn status(&self) -> Option<LoopStatus> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Status { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// What the last pulls were made of, the newest first; `None` when the loop is gone.
+    pub async fn pulls(&self) -> Option<Vec<PullReport>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Pulls { reply }).await.ok()?;
         answer.await.ok()
     }
 

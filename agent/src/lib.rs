@@ -16,6 +16,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod handle;
+pub mod history;
 pub mod http;
 pub mod identity;
 pub mod metrics;

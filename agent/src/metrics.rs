@@ -3,6 +3,8 @@
 //! | metric | labels | counts |
 //! |---|---|---|
 //! | `shoal_agent_received_bytes_total` | `from` = `peer`, `seeder` | verified payload bytes received |
+//! | `shoal_bytes_total` | `source` = `peer`, `seeder`; `scope` = `site`, `zone`, `region`, `fleet`: the narrowest that this node shares with the peer | the same, by how far they came |
+//! | `shoal_origin_bytes_saved_total` | | those that the seeder did not have to send |
 //! | `shoal_agent_sent_bytes_total` | `to` = `peer`, `client` | payload bytes sent |
 //! | `shoal_agent_requests_total` | `route`, `status` | requests of local clients |
 //! | `shoal_agent_stale_answers_total` | | tags answered without the seeder |
@@ -24,7 +26,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::store::Usage;
+use crate::{history::Source, store::Usage};
 
 /// Pieces of a blob whose first byte is measured: of a few pieces the first is a large share anyhow.
 pub const EARLY_PIECES_MIN: u32 = 16;
@@ -71,6 +73,25 @@ struct FromLabel {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabels {
+    source: &'static str,
+    scope: &'static str,
+}
+
+impl std::convert::From<Source> for SourceLabels {
+    fn from(source: Source) -> Self {
+        let (source, scope) = match source {
+            Source::Site => ("peer", "site"),
+            Source::Zone => ("peer", "zone"),
+            Source::Region => ("peer", "region"),
+            Source::Fleet => ("peer", "fleet"),
+            Source::Seeder => ("seeder", "fleet"),
+        };
+        Self { source, scope }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ToLabel {
     to: To,
 }
@@ -86,6 +107,8 @@ struct RequestLabel {
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     received: Family<FromLabel, Counter>,
+    came: Family<SourceLabels, Counter>,
+    saved: Counter,
     sent: Family<ToLabel, Counter>,
     requests: Family<RequestLabel, Counter>,
     stale: Counter,
@@ -108,8 +131,10 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let metrics = Self {
-            registry: Arc::new(Mutex::new(Registry::with_prefix("shoal_agent"))),
+            registry: Arc::new(Mutex::new(Registry::with_prefix("shoal"))),
             received: Family::default(),
+            came: Family::default(),
+            saved: Counter::default(),
             sent: Family::default(),
             requests: Family::default(),
             stale: Counter::default(),
@@ -126,6 +151,14 @@ impl Metrics {
         }
         for to in [To::Peer, To::Client] {
             drop(metrics.sent.get_or_create(&ToLabel { to }));
+        }
+        for source in [Source::Site, Source::Zone, Source::Region, Source::Fleet, Source::Seeder] {
+            drop(metrics.came.get_or_create(&source.into()));
+        }
+        {
+            let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            registry.register("bytes", "Verified payload bytes received, by how far they came", metrics.came.clone());
+            registry.register("origin_bytes_saved", "Payload bytes that came from peers", metrics.saved.clone());
         }
         metrics.with_registry(|registry| {
             registry.register("received_bytes", "Verified payload bytes received", metrics.received.clone());
@@ -145,12 +178,21 @@ impl Metrics {
 
     /// Registers more metrics under the same prefix.
     pub fn with_registry(&self, register: impl FnOnce(&mut Registry)) {
-        register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        register(registry.sub_registry_with_prefix("agent"));
     }
 
     /// Verified payload bytes came.
     pub fn received(&self, from: From, bytes: u64) {
         self.received.get_or_create(&FromLabel { from }).inc_by(bytes);
+    }
+
+    /// The same bytes, by how far they came.
+    pub fn came(&self, source: Source, bytes: u64) {
+        self.came.get_or_create(&source.into()).inc_by(bytes);
+        if source != Source::Seeder {
+            self.saved.inc_by(bytes);
+        }
     }
 
     /// Payload bytes went.
@@ -203,6 +245,8 @@ mod tests {
     fn the_names_on_the_page_are_those_of_the_table() {
         let metrics = Metrics::new();
         metrics.received(From::Peer, 5);
+        metrics.came(Source::Zone, 5);
+        metrics.came(Source::Seeder, 7);
         metrics.request("blob", 200);
         metrics.first_byte(4, 16);
         let usage = Usage { bytes: 1, quota_bytes: 2, blobs: 3, evicted: 4 };
@@ -211,6 +255,9 @@ mod tests {
         for line in [
             "shoal_agent_received_bytes_total{from=\"peer\"} 5",
             "shoal_agent_received_bytes_total{from=\"seeder\"} 0",
+            "shoal_bytes_total{source=\"peer\",scope=\"zone\"} 5",
+            "shoal_bytes_total{source=\"seeder\",scope=\"fleet\"} 7",
+            "shoal_origin_bytes_saved_total 5",
             "shoal_agent_sent_bytes_total{to=\"client\"} 0",
             "shoal_agent_requests_total{route=\"blob\",status=\"200\"} 1",
             "shoal_agent_first_byte_stored_ratio_count 1",

@@ -254,7 +254,7 @@ impl FakeSeeder {
                 Ok(content.from_memory(&data).into())
             }
             Route::Tags(name) => {
-                let known = lock(&self.tags).keys().any(|(repository, _)| *repository == name);
+                let known = lock(&self.tags).keys().any(|(of, _)| *of == name);
                 let found = Response::new(reply::full(format!("{{\"name\":\"{name}\",\"tags\":[\"seeder\"]}}")));
                 if known { Ok(found.into()) } else { Err(unknown(ErrorCode::NameUnknown)) }
             }
@@ -424,9 +424,9 @@ impl FakeLoop {
                     drop(reply.send(bundle));
                     "bundle".into()
                 }
+                Some(Command::Pulls { .. }) => "pulls".into(),
                 Some(Command::Status { reply }) => {
-                    drop(reply.send(handle::LoopStatus::default()));
-                    "status".into()
+                    format!("status {:?}", reply.send(handle::LoopStatus::default()).is_ok())
                 }
                 Some(Command::Forget { digest }) => format!("forget {digest}"),
             };

@@ -7,7 +7,7 @@ use shoal_tests::{
     cluster::{Binaries, Cluster},
     image::{Blob, Image, Source},
     process::{self, Output},
-    push,
+    pull, push,
 };
 
 use crate::images::{self, MIB};
@@ -109,5 +109,38 @@ async fn what_cannot_be_done_is_said_in_one_line() -> Result<()> {
         ensure!(output.code == Some(code), "{arguments:?} ended with {:?}: {said}", output.code);
         ensure!(said.lines().count() == 1 && said.contains(names), "{arguments:?} said {said:?}");
     }
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_tells_for_each_layer_who_brought_it_and_why_the_seeder_was_asked() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    let image = Image::synthetic(105, &[6 * MIB, 1000]);
+    push::image(&cluster.seeder.client(), REPOSITORY, "explained", &image).await?;
+    let name = format!("{REPOSITORY}:explained");
+    for agent in &cluster.agents {
+        pull::image(&agent.client(), REPOSITORY, "explained", &pull::Options::default()).await?;
+    }
+    // The first had nobody to ask; the second got the large layer from the first.
+    for (agent, source) in cluster.agents.iter().zip(["seeder", "fleet"]) {
+        let data = agent.data_dir().display().to_string();
+        let pulls = json(&["explain", &name, "--data-dir", &data, "--json"]).await?;
+        let pull = &pulls[0];
+        ensure!(pulls.as_array().is_some_and(|pulls| pulls.len() == 1) && pull["repository"] == REPOSITORY, "{pulls}");
+        let blobs = pull["blobs"].as_array().context("the pull has blobs")?;
+        let large = blobs.iter().find(|blob| blob["size"] == 6 * MIB).context("the layer of 6 MiB is told of")?;
+        ensure!(large["complete"] == true && large["local"] == 0, "{large}");
+        let shares = large["shares"].as_array().context("shares")?;
+        let bytes =
+            |of: &str| shares.iter().filter(|s| s["source"] == of).filter_map(|s| s["bytes"].as_u64()).sum::<u64>();
+        ensure!(bytes(source) == 6 * MIB, "{}: not all from {source}: {large}", agent.name());
+        let reasons = large["fallbacks"].as_array().context("fallbacks")?;
+        ensure!((source == "seeder") == !reasons.is_empty(), "{large}");
+        let text = shoal(&["explain", &name, "--data-dir", &data]).await?.success("shoal explain")?;
+        ensure!(text.contains(&image.manifest.digest.to_string()) && text.contains("6.00 MiB"), "{text}");
+    }
+    let data = cluster.agents[0].data_dir().display().to_string();
+    let output = shoal(&["explain", "it/never:1", "--data-dir", &data]).await?;
+    ensure!(output.success("it").is_err(), "an image that was never pulled is explained");
     cluster.finish().await
 }

@@ -272,6 +272,9 @@ impl Shell {
     fn fetch_blob(&mut self, blob: &Arc<Blob>, wanted: Wanted) {
         let Wanted { image, repository, background, credentials, .. } = wanted;
         let goal = Goal::Fetch { background };
+        let (layout, have) = (blob.layout(), blob.have());
+        let local = have.iter().map(|piece| layout.len_of(piece)).sum();
+        self.history.wanted(&image, *blob.digest(), layout.size(), local, Instant::now());
         let open = OpenBlob {
             blob: blob.clone(),
             image: Some(image),

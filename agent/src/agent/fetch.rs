@@ -9,6 +9,7 @@ use shoal_proto::{
     Digest,
     layout::PieceIndex,
     message::{Message, Priority, RefuseReason},
+    signed::Scope,
 };
 use shoal_transfer::{
     event::{Failure, Input},
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shell;
 use crate::{
+    history::Source,
     metrics,
     peer::{self, Partial, TakenBack},
 };
@@ -148,6 +150,7 @@ impl Shell {
         if let Some(image) = image {
             self.show(peer, &image);
         }
+        self.history.asked(&digest, self.source_of(peer), Instant::now());
         let fetch = peer::Fetch { request, partial, priority };
         let sent = self.peers.link(peer).map_or(Ok(()), |state| state.link.fetch(fetch));
         self.check(peer, sent);
@@ -209,12 +212,23 @@ impl Shell {
         piece: PieceIndex,
         bytes: u64,
     ) {
+        let source = self.source_of(peer);
         self.metrics.received(metrics::From::Peer, bytes);
+        self.metrics.came(source, bytes);
+        if let Some(known) = self.peers.get(peer) {
+            self.history.from_peer(digest, source, known.info.node, bytes, Instant::now());
+        }
         if let Some(state) = self.peers.link_mut(peer) {
             state.bytes_in += bytes;
             state.used = Instant::now();
         }
         self.stored(request, digest, piece);
+    }
+
+    /// How near a peer is.
+    fn source_of(&self, peer: PeerId) -> Source {
+        let scope = self.peers.get(peer).map_or(Scope::Fleet, |known| self.labels.shared(&known.info.labels));
+        Source::peer(scope)
     }
 
     /// A piece is verified, whoever brought it.

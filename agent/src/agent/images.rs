@@ -18,6 +18,8 @@ use shoal_transfer::{
     ids::{BlobId, PeerId},
 };
 
+use tokio::time::Instant;
+
 use super::{Shell, peers::rank, unix_now};
 use crate::{
     handle::ImageContext,
@@ -121,6 +123,7 @@ impl Shell {
     /// An image is about to be pulled.
     pub(super) fn on_image(&mut self, context: ImageContext) {
         let digest = context.image;
+        self.history.image(digest, &context.repository, Instant::now());
         let known = self.images.by_digest.remove(&digest);
         let (mut peers, mut news) = (BTreeSet::new(), Vec::new());
         let (mut candidates, mut bundles) = (Vec::new(), BTreeMap::new());

@@ -9,6 +9,8 @@ use shoal_transfer::{
     ids::PeerId,
 };
 
+use tokio::time::Instant;
+
 use super::{Shell, serve::Requested};
 use crate::peer::Heard;
 
@@ -43,6 +45,7 @@ impl Shell {
             }
             Action::Completed { blob } => {
                 if let Some(open) = self.blobs.by_id(blob) {
+                    self.history.complete(open.blob.digest(), Instant::now());
                     tracing::info!(digest = %open.blob.digest(), bytes = open.blob.layout().size(), "blob complete");
                 }
             }

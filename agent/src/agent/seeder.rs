@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Done, Shell};
 use crate::{
+    history::{Source, Why},
     metrics,
     peer::{Partial, Rate, Sender},
     store::{Blob, WriteError},
@@ -118,6 +119,13 @@ impl Shell {
             writers: Vec::new(),
             told: 0,
         };
+        let held = self.peers.connected().any(|(_, _, state)| state.told.contains(&blob));
+        let why = match (stalled, held) {
+            (true, _) => Why::Stalled,
+            (false, true) => Why::NotHeld,
+            (false, false) => Why::NoPeers,
+        };
+        self.history.asked_seeder(request, task.blob.digest(), why, Instant::now());
         self.fetches.begin_seeder(request, blob, cancel);
         self.tasks.spawn(task.run());
     }
@@ -145,6 +153,8 @@ impl Shell {
             News::Progress(bytes) => self.feed(Input::Progress { request, bytes }),
             News::Stored { digest, piece, bytes } => {
                 self.metrics.received(metrics::From::Seeder, bytes);
+                self.metrics.came(Source::Seeder, bytes);
+                self.history.from_seeder(request, &digest, bytes, Instant::now());
                 self.discovery.seeder_bytes += bytes;
                 self.stored(request, &digest, piece);
             }
@@ -169,6 +179,9 @@ impl Shell {
             self.keep_partial(*partial);
         }
         let blob = self.fetches.blob_of(request);
+        let digest = blob.and_then(|blob| self.blobs.by_id(blob)).map(|open| *open.blob.digest());
+        let trouble = result.as_ref().err().map(ToString::to_string);
+        self.history.seeder_over(request, digest.as_ref(), trouble.as_deref(), Instant::now());
         if !self.fetches.end(request) {
             return;
         }

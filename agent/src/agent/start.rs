@@ -36,6 +36,7 @@ use super::{
 use crate::{
     Config, Parts,
     config::PeerMode,
+    history::History,
     metrics::Metrics,
     peer::{Endpoint, EndpointConfig, Mode, Rate},
     store::Store,
@@ -146,6 +147,7 @@ fn shell(config: Arc<Config>, hands: Hands) -> anyhow::Result<Shell> {
         asks: Asks::default(),
         bundles: Bundles::default(),
         discovery: Discovery::default(),
+        history: History::default(),
         ticks: 0,
         disk_full_until: None,
         keys_asked: None,

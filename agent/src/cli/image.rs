@@ -44,7 +44,7 @@ pub(super) async fn run(command: &ImageCommand, out: &mut Out) -> Result<()> {
     }
 }
 
-async fn list(admin: &Admin) -> Result<Vec<Image>> {
+pub(super) async fn list(admin: &Admin) -> Result<Vec<Image>> {
     admin.ask(Method::GET, "/images").await?.context("the agent does not know the question; is it of this version?")
 }
 
