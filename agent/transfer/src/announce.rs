@@ -4,10 +4,16 @@ use shoal_proto::have::{HAVE_BATCH_MAX, Have};
 
 use crate::{
     Node,
-    blob::{Blob, Holding},
+    blob::Blob,
     event::{Action, Batch},
     ids::BlobId,
+    node::NEVER,
 };
+
+/// The first pieces are told at once: a swarm begins with them, and each generation of it waits for the one before.
+const TOLD_AT_ONCE: u32 = 4;
+/// Gained pieces that are told before their time: half a batch.
+const NEWS_FULL: usize = Batch::MAX / 2;
 
 impl Node {
     /// A piece was stored: peers are to be told, and whoever looks in the DHT, and the shell if it was the last.
@@ -22,26 +28,34 @@ impl Node {
             self.fetching.retain(|fetching| *fetching != id);
             self.actions.push_back(Action::Completed { blob: id });
             self.tell_news(id);
-        } else if now.since(blob.told_at) >= interval || blob.have.len() == 1 {
+        } else if now.since(blob.told_at) >= interval || blob.have.len() <= TOLD_AT_ONCE || blob.news.len() >= NEWS_FULL
+        {
             self.tell_news(id);
         } else {
-            let at = blob.told_at + interval;
-            self.wake_at(at);
+            self.news_wake = self.news_wake.min(blob.told_at + interval);
         }
     }
 
-    /// Sends what was gained to every peer of the blob that still lacks something.
+    /// Sends what was gained to every peer of the blob that still lacks it. Of a piece that it has a peer needs no word:
+    /// whole sets, which are said at the end, do not rest on it.
     pub(crate) fn tell_news(&mut self, id: BlobId) {
         let Some(blob) = self.blobs.get_mut(id) else { return };
         blob.told_at = self.now;
         let whole = blob.have.is_complete() || blob.news.len() > HAVE_BATCH_MAX;
-        for holder in blob.holders.iter().filter(|h| h.told && !matches!(h.holding, Holding::All)) {
+        for (at, holder) in blob.holders.iter().filter(|(at, h)| h.told && !blob.holders.is_complete(*at)) {
             let peer = holder.peer;
             if whole {
                 self.actions.push_back(Action::TellHave { peer, blob: id, have: blob.own_have() });
             } else {
-                for part in blob.news.chunks(Batch::MAX) {
-                    self.actions.push_back(Action::TellGained { peer, blob: id, pieces: Batch::first_of(part) });
+                let lacks =
+                    |piece: &&u32| blob.layout.piece(**piece).is_some_and(|piece| !blob.holders.holds(at, piece));
+                let mut left = blob.news.iter().filter(lacks).copied();
+                loop {
+                    let pieces = Batch::take(&mut left);
+                    if pieces.as_slice().is_empty() {
+                        break;
+                    }
+                    self.actions.push_back(Action::TellGained { peer, blob: id, pieces });
                 }
             }
         }
@@ -51,11 +65,14 @@ impl Node {
     /// Tells all that is due, and says when the next is.
     pub(crate) fn tell_due(&mut self) {
         let (now, interval) = (self.now, self.config.have_interval);
+        self.news_wake = NEVER;
         for at in 0..self.fetching.len() {
             let id = self.fetching[at];
-            let due = |blob: &Blob| !blob.news.is_empty() && now.since(blob.told_at) >= interval;
-            if self.blobs.get(id).is_some_and(due) {
+            let Some(blob) = self.blobs.get(id).filter(|blob| !blob.news.is_empty()) else { continue };
+            if now.since(blob.told_at) >= interval {
                 self.tell_news(id);
+            } else {
+                self.news_wake = self.news_wake.min(blob.told_at + interval);
             }
         }
     }
@@ -87,7 +104,7 @@ impl Node {
 
     /// Tells the peers of a blob that it is gone.
     pub(crate) fn tell_gone(&mut self, id: BlobId, blob: &Blob) {
-        for holder in blob.holders.iter().filter(|holder| holder.told) {
+        for (_, holder) in blob.holders.iter().filter(|(_, holder)| holder.told) {
             self.actions.push_back(Action::TellHave { peer: holder.peer, blob: id, have: Have::Gone });
         }
     }

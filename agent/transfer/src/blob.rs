@@ -1,4 +1,4 @@
-//! One blob: which pieces are stored, in flight and missing, and who holds what.
+//! One blob: which pieces are stored, in flight and missing.
 
 use alloc::{boxed::Box, vec, vec::Vec};
 
@@ -11,6 +11,7 @@ use shoal_proto::{
 use crate::{
     boundary::Boundaries,
     event::Goal,
+    holders::Holders,
     ids::{PeerId, ReaderId},
     time::Time,
 };
@@ -18,41 +19,6 @@ use crate::{
 /// Most peers that are remembered as interested in one blob: several times the degree, so that the dead can be
 /// replaced, and bounded whatever is introduced.
 pub(crate) const CANDIDATES_MAX: usize = 128;
-
-/// What a peer holds of the blob.
-#[derive(Debug)]
-pub(crate) enum Holding {
-    /// Everything.
-    All,
-    /// Some pieces.
-    Some(HaveSet),
-}
-
-/// A peer that has spoken of the blob.
-#[derive(Debug)]
-pub(crate) struct Holder {
-    pub(crate) peer: PeerId,
-    pub(crate) scope: Scope,
-    pub(crate) holding: Holding,
-    /// Whether this node has told the peer what it holds.
-    pub(crate) told: bool,
-}
-
-impl Holder {
-    pub(crate) fn word(&self, at: usize) -> u64 {
-        match &self.holding {
-            Holding::All => !0,
-            Holding::Some(set) => set.words()[at],
-        }
-    }
-
-    pub(crate) fn holds(&self, piece: PieceIndex) -> bool {
-        match &self.holding {
-            Holding::All => true,
-            Holding::Some(set) => set.contains(piece),
-        }
-    }
-}
 
 /// How the blob stands with the seeder.
 #[derive(Debug, Default)]
@@ -81,14 +47,9 @@ pub(crate) struct Blob {
     /// Pieces whose hash is known; all but the last under a provisional statement that has come to its end.
     prefix: u32,
     provisional: bool,
-    /// How many peers that lack some piece hold this one.
-    pub(crate) rarity: Box<[u16]>,
-    /// Pieces whose `rarity` is not 0.
-    held: Box<[u64]>,
     /// How often this node has served each piece, up to 255.
     pub(crate) served: Box<[u8]>,
-    pub(crate) complete_holders: u16,
-    pub(crate) holders: Vec<Holder>,
+    pub(crate) holders: Holders,
     /// Peers said to be interested.
     pub(crate) candidates: Vec<PeerId>,
     pub(crate) readers: Vec<ReaderId>,
@@ -120,11 +81,8 @@ impl Blob {
             urgent_open: 0,
             prefix: 0,
             provisional: prefix.is_some(),
-            rarity: vec![0; layout.pieces() as usize].into(),
-            held: vec![0; layout.pieces().div_ceil(64) as usize].into(),
             served: vec![0; layout.pieces() as usize].into(),
-            complete_holders: 0,
-            holders: Vec::new(),
+            holders: Holders::new(layout),
             candidates: Vec::new(),
             readers: Vec::new(),
             boundaries: Boundaries::default(),
@@ -200,10 +158,6 @@ impl Blob {
         self.news.push(piece.get());
     }
 
-    pub(crate) fn holder(&self, peer: PeerId) -> Option<usize> {
-        self.holders.iter().position(|holder| holder.peer == peer)
-    }
-
     /// What this node says of itself.
     pub(crate) fn own_have(&self) -> Have {
         if self.have.is_complete() { Have::All } else { Have::Set(self.have.to_bytes()) }
@@ -211,86 +165,25 @@ impl Blob {
 
     /// Replaces what a peer holds; false if the set is not one of this blob.
     pub(crate) fn set_holding(&mut self, peer: PeerId, scope: Scope, have: &Have) -> bool {
-        let holding = match have {
-            Have::All => Holding::All,
+        match have {
+            Have::All => self.holders.set(peer, scope, None),
             Have::Set(bytes) => match HaveSet::from_bytes(&self.layout, bytes) {
-                Ok(set) if set.is_complete() => Holding::All,
-                Ok(set) => Holding::Some(set),
+                Ok(set) => self.holders.set(peer, scope, Some(&set)),
                 Err(_) => return false,
             },
             Have::Added(pieces) => return self.add_holding(peer, pieces),
-            Have::Gone => {
-                self.forget_holder(peer);
-                return true;
-            }
-        };
-        let at = self.holder(peer).unwrap_or_else(|| {
-            let empty = Holding::Some(HaveSet::empty(&self.layout));
-            self.holders.push(Holder { peer, scope, holding: empty, told: false });
-            self.holders.len() - 1
-        });
-        self.uncount(at);
-        self.holders[at].holding = holding;
-        self.count(at);
+            Have::Gone => self.holders.forget(peer),
+        }
         true
     }
 
     /// Adds pieces to what a peer holds; false if it never told its set or names a piece that the blob lacks.
     pub(crate) fn add_holding(&mut self, peer: PeerId, pieces: &[u32]) -> bool {
-        let Some(at) = self.holder(peer) else { return false };
-        let mut complete = false;
+        let Some(at) = self.holders.find(peer) else { return false };
         for &index in pieces {
             let Some(piece) = self.layout.piece(index) else { return false };
-            if let Holding::Some(set) = &mut self.holders[at].holding
-                && set.insert(piece)
-            {
-                self.rarity[piece.as_usize()] += 1;
-                self.held[piece.as_usize() / 64] |= 1 << (piece.get() % 64);
-                complete |= set.is_complete();
-            }
-        }
-        if complete {
-            self.uncount(at);
-            self.holders[at].holding = Holding::All;
-            self.count(at);
+            self.holders.add(at, piece);
         }
         true
-    }
-
-    pub(crate) fn forget_holder(&mut self, peer: PeerId) {
-        if let Some(at) = self.holder(peer) {
-            self.uncount(at);
-            self.holders.swap_remove(at);
-        }
-    }
-
-    fn count(&mut self, at: usize) {
-        match &self.holders[at].holding {
-            Holding::All => self.complete_holders += 1,
-            Holding::Some(set) => {
-                set.iter().for_each(|piece| self.rarity[piece.as_usize()] += 1);
-                self.held.iter_mut().zip(set.words()).for_each(|(held, word)| *held |= word);
-            }
-        }
-    }
-
-    fn uncount(&mut self, at: usize) {
-        match &self.holders[at].holding {
-            Holding::All => self.complete_holders -= 1,
-            Holding::Some(set) => {
-                for piece in set.iter() {
-                    let count = &mut self.rarity[piece.as_usize()];
-                    *count -= 1;
-                    if *count == 0 {
-                        self.held[piece.as_usize() / 64] &= !(1 << (piece.get() % 64));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Pieces of word `at` that no connected peer is known to hold.
-    pub(crate) fn held_by_none(&self, at: usize) -> u64 {
-        if self.complete_holders == 0 { !self.held[at] } else { 0 }
     }
 }

@@ -10,7 +10,7 @@ use alloc::{boxed::Box, vec};
 
 use shoal_proto::{layout::Layout, signed::Scope};
 
-use crate::{blob::Holder, rng::mix};
+use crate::{holders::Holders, rng::mix};
 
 /// One scope's candidates, and the pieces that this node won among them.
 #[derive(Debug)]
@@ -37,12 +37,16 @@ pub(crate) struct Crossing<'a> {
 impl Boundaries {
     /// Takes the candidate list of `scope`; an empty one takes the boundary away.
     pub(crate) fn set(&mut self, scope: Scope, ranks: &[u64]) {
-        let list = (!ranks.is_empty()).then(|| List { ranks: ranks.into(), owned: Box::default() });
-        match scope {
-            Scope::Site => self.site = list,
-            Scope::Zone => self.zone = list,
-            Scope::Region => self.region = list,
-            Scope::Fleet => {}
+        let place = match scope {
+            Scope::Site => &mut self.site,
+            Scope::Zone => &mut self.zone,
+            Scope::Region => &mut self.region,
+            Scope::Fleet => return,
+        };
+        match place {
+            // What was won stays until the election.
+            Some(old) if !ranks.is_empty() => old.ranks = ranks.into(),
+            _ => *place = (!ranks.is_empty()).then(|| List { ranks: ranks.into(), owned: Box::default() }),
         }
     }
 
@@ -51,20 +55,25 @@ impl Boundaries {
         [&self.site, &self.zone, &self.region].into_iter().flatten().any(|list| list.ranks.contains(&rank))
     }
 
-    /// Elects the owners of all pieces among the candidates that are not `absent`; `me` owns what it wins.
-    pub(crate) fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64]) {
+    /// Elects the owners of all pieces among the candidates that are not `absent`; `me` owns what it wins. Whether that
+    /// has changed anything for this node.
+    pub(crate) fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64]) -> bool {
+        let mut changed = false;
         for list in [&mut self.site, &mut self.zone, &mut self.region].into_iter().flatten() {
             let mut owned = vec![0u64; layout.pieces().div_ceil(64) as usize].into_boxed_slice();
             let present = |rank: &&u64| !absent.contains(*rank);
-            for piece in layout.iter().filter(|_| list.ranks.contains(&me)) {
+            let candidate = list.ranks.contains(&me);
+            for piece in layout.iter().take_while(|_| candidate) {
                 let salt = mix(layout.size() ^ mix(u64::from(piece.get())));
                 let weight = |rank: u64| (mix(rank ^ salt), rank);
                 if list.ranks.iter().filter(present).all(|&rank| weight(rank) <= weight(me)) {
                     owned[piece.as_usize() / 64] |= 1 << (piece.get() % 64);
                 }
             }
+            changed |= list.owned != owned;
             list.owned = owned;
         }
+        changed
     }
 
     /// What may be taken from a source that shares `shared` with this node ([`Scope::Fleet`] for the seeder); none if
@@ -81,8 +90,8 @@ impl Boundaries {
 
 impl Crossing<'_> {
     /// The pieces of word `at` that may be taken, given who holds what.
-    pub(crate) fn word(&self, at: usize, holders: &[Holder]) -> u64 {
-        let held = holders.iter().filter(|h| h.scope <= self.inside).fold(0, |held, h| held | h.word(at));
-        self.owned[at] & !held
+    pub(crate) fn word(&self, at: usize, holders: &Holders) -> u64 {
+        let owned = self.owned[at];
+        if owned == 0 { 0 } else { owned & !holders.inside(self.inside, at) }
     }
 }

@@ -73,7 +73,8 @@ pub struct Config {
     pub seeder_patience: Span,
     /// A request that has taken this many times its peer's usual time per piece is taken back if another can serve it.
     pub slow_factor: u32,
-    /// News of gained pieces go out at most this often, so that fast transfers batch them.
+    /// News of gained pieces wait for more at most this long, so that they go out in batches: of those between 10 and
+    /// 100 ms all give the same times to complete, and each message costs its receiver as much as a decision.
     pub have_interval: Span,
     /// A peer that is busy is asked again after half the usual time for a piece, but not before this.
     pub busy_rest_min: Span,
@@ -124,7 +125,7 @@ impl Default for Config {
             request_timeout: Span::from_secs(5),
             seeder_patience: Span::from_secs(20),
             slow_factor: 4,
-            have_interval: Span::from_millis(10),
+            have_interval: Span::from_millis(50),
             busy_rest_min: Span::from_millis(1),
             busy_rest_max: Span::from_millis(250),
             backoff_base: Span::from_millis(250),

@@ -65,6 +65,16 @@ impl Batch {
         batch
     }
 
+    /// Takes up to [`Batch::MAX`] indexes.
+    pub(crate) fn take(pieces: &mut impl Iterator<Item = u32>) -> Self {
+        let mut batch = Self { len: 0, pieces: [0; Self::MAX] };
+        for (to, from) in batch.pieces.iter_mut().zip(pieces) {
+            *to = from;
+            batch.len += 1;
+        }
+        batch
+    }
+
     /// The indexes.
     #[must_use]
     pub fn as_slice(&self) -> &[u32] {

@@ -5,16 +5,13 @@ use alloc::vec::Vec;
 use shoal_proto::{
     layout::PieceIndex,
     message::{Priority, RefuseReason},
-    signed::Scope,
 };
 
 use crate::{
     Node,
-    blob::Blob,
     event::{Action, Failure},
+    fill::Rank,
     ids::{BlobId, PeerId, RequestId},
-    peers::{Link, Peer},
-    picker,
     time::{Span, Time},
 };
 
@@ -45,123 +42,11 @@ pub(crate) struct Request {
 }
 
 impl Node {
-    /// Asks for what is missing, while there is room.
-    pub(crate) fn fill(&mut self) {
-        if !self.writable || self.pause_until > self.now {
-            return;
-        }
-        for step in 0..self.fetching.len() {
-            let at = (self.turn + step) % self.fetching.len();
-            let Some(&id) = self.fetching.get(at) else { break };
-            let background = self.blobs.get(id).is_none_or(Blob::background);
-            let others = self.fetching.iter().any(|other| self.blobs.get(*other).is_some_and(|b| !b.background()));
-            if background && others {
-                continue;
-            }
-            self.fill_blob(id);
-            self.ask_seeder(id);
-            self.find(id);
-        }
-        self.turn = self.turn.wrapping_add(1);
-    }
-
-    fn fill_blob(&mut self, id: BlobId) {
-        while self.open_to_peers < self.request_limit() {
-            let Some((peer, piece, urgent)) = self.choose(id) else { break };
-            self.issue(id, peer, piece, urgent);
-        }
-        let endgame = self.blobs.get(id).is_some_and(|blob| blob.missing.is_empty() && blob.in_flight > 0);
-        if endgame && self.open_to_peers < self.config.requests_max {
-            self.steal(id);
-        }
-    }
-
-    /// Pieces asked for at once: more where measured rates need it.
-    fn request_limit(&self) -> u32 {
-        let ahead = u32::try_from(self.pieces_ahead(self.rate, 1 << 20)).unwrap_or(u32::MAX);
-        self.config.requests_base.saturating_add(ahead).min(self.config.requests_max)
-    }
-
-    fn pieces_ahead(&self, rate: u64, piece_len: u64) -> u64 {
-        let millis = self.config.pipeline_ahead.as_nanos() / 1_000_000;
-        rate.saturating_mul(millis) / 1000 / piece_len.max(1)
-    }
-
-    fn pipeline(&self, peer: &Peer, piece_len: u64) -> u32 {
-        let ahead = u32::try_from(self.pieces_ahead(peer.rate, piece_len)).unwrap_or(u32::MAX);
-        self.config.pipeline_base.saturating_add(ahead).min(self.config.pipeline_max)
-    }
-
-    /// Whether some piece of the blob could be asked of a peer now.
-    pub(crate) fn has_choice(&mut self, id: BlobId) -> bool {
-        let rng = self.rng.clone();
-        let choice = self.choose(id);
-        self.rng = rng;
-        choice.is_some()
-    }
-
-    fn askable(&self, peer: PeerId, piece_len: u64) -> Option<&Peer> {
-        let known = self.peers.get(peer)?;
-        let free = known.link == Link::Up && known.rest_until <= self.now;
-        (free && known.open < self.pipeline(known, piece_len)).then_some(known)
-    }
-
-    /// The next peer to ask and the piece to ask it for: near peers first, then those with the shortest queue.
-    fn choose(&mut self, id: BlobId) -> Option<(PeerId, PieceIndex, bool)> {
-        let blob = self.blobs.get(id)?;
-        if blob.missing.is_empty() || blob.holders.is_empty() {
-            return None;
-        }
-        let stalled = self.now >= blob.cross_at;
-        if let Some(found) = self.choose_urgent(blob, stalled) {
-            return Some(found);
-        }
-        if blob.holds_back(self.now) {
-            return None;
-        }
-        let words = blob.missing.words().len();
-        let mut best: Option<((Scope, u32, u32), usize)> = None;
-        for (at, holder) in blob.holders.iter().enumerate() {
-            let Some(peer) = self.askable(holder.peer, blob.layout.piece_len()) else { continue };
-            let key = (holder.scope, peer.open, (self.rng.next() >> 32) as u32);
-            if best.is_none_or(|(least, _)| key < least)
-                && (0..words).any(|word| takeable(blob, at, word, stalled) != 0)
-            {
-                best = Some((key, at));
-            }
-        }
-        let (_, at) = best?;
-        let word = |word| takeable(blob, at, word, stalled);
-        let piece = picker::rarest(words, word, &blob.rarity, &mut self.rng)?;
-        Some((blob.holders[at].peer, blob.layout.piece(piece)?, false))
-    }
-
-    /// The piece that a reader waits for, if none of the kind is under way: at most one slot goes to reading order.
-    fn choose_urgent(&self, blob: &Blob, stalled: bool) -> Option<(PeerId, PieceIndex, bool)> {
-        let piece = self.urgent(blob)?;
-        let (word, bit) = (piece.as_usize() / 64, 1u64 << (piece.get() % 64));
-        let able = |at: &usize| takeable(blob, *at, word, stalled) & bit != 0;
-        let key = |at: &usize| {
-            let holder = &blob.holders[*at];
-            self.askable(holder.peer, blob.layout.piece_len()).map(|peer| (holder.scope, peer.open, *at))
-        };
-        let (_, _, at) = (0..blob.holders.len()).filter(able).filter_map(|at| key(&at)).min()?;
-        Some((blob.holders[at].peer, piece, true))
-    }
-
-    /// The first missing piece that any reader will need, if no request for such a piece is open.
-    pub(crate) fn urgent(&self, blob: &Blob) -> Option<PieceIndex> {
-        if blob.readers.is_empty() || blob.urgent_open > 0 {
-            return None;
-        }
-        let spans = blob.readers.iter().filter_map(|id| self.readers.get(*id)).map(|reader| (reader.at, reader.to));
-        spans.filter_map(|(at, to)| next_missing(blob, at, to)).min()
-    }
-
-    fn issue(&mut self, id: BlobId, peer: PeerId, piece: PieceIndex, urgent: bool) {
+    pub(crate) fn issue(&mut self, id: BlobId, peer: PeerId, piece: PieceIndex, urgent: bool) {
         let blob = self.blobs.get_mut(id).expect("chosen from this blob");
         let stalled = self.now >= blob.cross_at;
-        let crosses = blob.holder(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
+        let crosses =
+            blob.holders.find(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
         self.stats.crossings += u64::from(stalled && crosses);
         blob.take(piece);
         blob.urgent_open += u32::from(urgent);
@@ -194,7 +79,7 @@ impl Node {
 
     /// Endgame: all is asked for, and peers are idle. One that sits on a piece for longer than usual loses it to one
     /// that can serve it at once.
-    fn steal(&mut self, id: BlobId) {
+    pub(crate) fn steal(&mut self, id: BlobId) {
         let usual = STEAL_AGE_MIN.max(self.usual);
         let mut found = None;
         for (request, open) in self.requests.iter().filter(|(_, open)| open.blob == id) {
@@ -207,9 +92,11 @@ impl Node {
             let Some(blob) = self.blobs.get(id) else { return };
             let idle = |peer: PeerId| self.askable(peer, blob.layout.piece_len()).is_some_and(|p| p.open == 0);
             let near = |scope| blob.boundaries.towards(scope).is_none();
-            let thief =
-                blob.holders.iter().find(|h| h.peer != victim && h.holds(piece) && near(h.scope) && idle(h.peer));
-            if let Some(thief) = thief {
+            let thief = blob
+                .holders
+                .iter()
+                .find(|(at, h)| h.peer != victim && blob.holders.holds(*at, piece) && near(h.scope) && idle(h.peer));
+            if let Some((_, thief)) = thief {
                 found = Some((request, thief.peer, piece, open.urgent));
                 break;
             }
@@ -232,11 +119,11 @@ impl Node {
     pub(crate) fn piece_stored(&mut self, id: RequestId, blob_id: BlobId, piece: u32) {
         let Some(blob) = self.blobs.get(blob_id) else { return };
         let Some(piece) = blob.layout.piece(piece).filter(|piece| !blob.have.contains(*piece)) else { return };
-        let mut from_peer = false;
+        let mut from_peer = None;
         let request = self.requests.get_mut(id).filter(|request| request.blob == blob_id);
         match request.map(|request| &mut request.target) {
-            Some(Target::Peer { piece: asked, .. }) if *asked == piece => {
-                from_peer = true;
+            Some(Target::Peer { peer, piece: asked }) if *asked == piece => {
+                from_peer = Some(*peer);
                 self.finished(id, blob_id, piece);
             }
             Some(Target::Seeder { pieces }) if pieces.contains(&piece.get()) => {
@@ -251,16 +138,34 @@ impl Node {
         let blob = self.blobs.get_mut(blob_id).expect("looked up above");
         blob.store(piece);
         if blob.readers.iter().any(|id| self.readers.get(*id).is_some_and(|reader| reader.at == piece.get())) {
+            self.fill_due |= blob.hold_until > now;
             blob.hold_until = now;
         }
         blob.progress_at = now;
         blob.stalled_told = false;
         // Once boundaries had to be crossed, only a peer's piece shows that they need not be any more.
-        if from_peer || now < blob.cross_at {
+        if from_peer.is_some() || now < blob.cross_at {
             blob.cross_at = jittered;
             self.wake_at(jittered);
         }
+        if Rank::of(self.blobs.get(blob_id).expect("looked up above")) == Rank::Read {
+            self.excuse(jittered);
+        }
         self.after_store(blob_id);
+        match from_peer {
+            Some(peer) => self.fill_after(peer, blob_id),
+            None => self.fill_due = true,
+        }
+    }
+
+    /// What yields to a blob that makes progress does not lack any: it has not had its turn.
+    fn excuse(&mut self, cross_at: Time) {
+        let now = self.now;
+        for id in &self.fetching {
+            if let Some(blob) = self.blobs.get_mut(*id).filter(|blob| Rank::of(blob) != Rank::Read) {
+                (blob.progress_at, blob.cross_at) = (now, cross_at);
+            }
+        }
     }
 
     /// When the lack of progress will count, drawn anew each time so that not all nodes cross at once.
@@ -316,6 +221,7 @@ impl Node {
 
     pub(crate) fn piece_corrupt(&mut self, id: RequestId, piece: u32, sole_sender: bool) {
         let Some(request) = self.requests.get_mut(id) else { return };
+        self.fill_due = true;
         self.stats.corrupt += 1;
         match &mut request.target {
             Target::Peer { peer, .. } => {
@@ -341,15 +247,19 @@ impl Node {
         let (blob, target) = (request.blob, &request.target);
         let peer = if let Target::Peer { peer, .. } = target { Some(*peer) } else { None };
         self.end(id);
+        self.fill_due |= !matches!(failure, Failure::Refused(RefuseReason::Busy));
         match (failure, peer) {
             (Failure::Refused(reason), Some(peer)) => {
                 self.stats.refusals += 1;
                 match reason {
-                    RefuseReason::Busy => self.rest_briefly(peer),
+                    RefuseReason::Busy => {
+                        self.rest_briefly(peer);
+                        self.fill_after(peer, blob);
+                    }
                     RefuseReason::Failed => self.rest(peer),
                     RefuseReason::NotHeld => {
                         self.rest(peer);
-                        self.with_blob(blob, |blob| blob.forget_holder(peer));
+                        self.with_blob(blob, |blob| blob.holders.forget(peer));
                     }
                 }
             }
@@ -426,33 +336,6 @@ impl Node {
             }
         }
     }
-}
-
-/// The missing pieces of word `word` that may be taken from the holder at `at`.
-fn takeable(blob: &Blob, at: usize, word: usize, stalled: bool) -> u64 {
-    let holder = &blob.holders[at];
-    let useful = holder.word(word) & blob.missing.words()[word];
-    if useful == 0 || stalled {
-        return useful;
-    }
-    match blob.boundaries.towards(holder.scope) {
-        None => useful,
-        Some(crossing) => useful & crossing.word(word, &blob.holders),
-    }
-}
-
-/// The first missing piece in `at..to`.
-fn next_missing(blob: &Blob, at: u32, to: u32) -> Option<PieceIndex> {
-    let words = blob.missing.words();
-    let mut from = at;
-    while from < to.min(blob.layout.pieces()) {
-        let word = words[from as usize / 64] >> (from % 64);
-        if word != 0 {
-            return blob.layout.piece(from + word.trailing_zeros()).filter(|piece| piece.get() < to);
-        }
-        from = (from / 64 + 1) * 64;
-    }
-    None
 }
 
 /// Moves `mean` an eighth of the way to `sample`; the first sample is the mean.

@@ -31,6 +31,8 @@ mod boundary;
 pub mod config;
 pub mod event;
 mod fetch;
+mod fill;
+mod holders;
 pub mod ids;
 mod node;
 mod peers;

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A moment that never comes.
-const NEVER: Time = Time::from_nanos(u64::MAX);
+pub(crate) const NEVER: Time = Time::from_nanos(u64::MAX);
 
 /// A client that reads.
 #[derive(Debug)]
@@ -70,9 +70,20 @@ pub struct Node {
     pub(crate) writable: bool,
     /// Nothing is asked for before then: a write failed.
     pub(crate) pause_until: Time,
+    /// Peers that are dialled, and peers that are dialled or connected.
+    pub(crate) dialling: u32,
+    pub(crate) links: u32,
     pub(crate) dial_due: bool,
+    /// Uploads have come or gone, or a slot may be free.
+    pub(crate) upload_due: bool,
+    /// Something has changed that may let any blob go on.
+    pub(crate) fill_due: bool,
+    /// The last look for something to ask for ended because enough was asked for: any blob may have more.
+    pub(crate) saturated: bool,
     /// When the next timeout is due; some are found void when they come.
     pub(crate) wake: Time,
+    /// When news are to be told.
+    pub(crate) news_wake: Time,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) stats: Stats,
 }
@@ -106,8 +117,14 @@ impl Node {
             usual: Span::ZERO,
             writable: true,
             pause_until: now,
+            dialling: 0,
+            links: 0,
             dial_due: false,
+            upload_due: false,
+            fill_due: false,
+            saturated: false,
             wake: NEVER,
+            news_wake: NEVER,
             actions: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -116,11 +133,13 @@ impl Node {
     /// Takes what has happened at `now`, which must not be earlier than before; if it is, it counts as before.
     pub fn handle(&mut self, input: Input<'_>, now: Time) {
         self.now = now.max(self.now);
-        let settles = !matches!(input, Input::Progress { .. });
+        self.fill_due = is_wide(&input);
         self.apply(input);
-        if settles {
+        if core::mem::take(&mut self.upload_due) {
             self.upload();
-            self.dial();
+        }
+        self.dial();
+        if core::mem::take(&mut self.fill_due) {
             self.fill();
         }
     }
@@ -133,7 +152,8 @@ impl Node {
     /// When [`Input::Timeout`] is due; to be asked for after the actions are drained.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        (self.wake < NEVER).then_some(self.wake)
+        let next = self.wake.min(self.news_wake);
+        (next < NEVER).then_some(next)
     }
 
     /// What the node has done so far.
@@ -178,6 +198,7 @@ impl Node {
                     opened.readers.push(reader);
                     if opened.have.is_empty() {
                         opened.hold_until = self.now + self.config.first_byte_hold;
+                        self.wake = self.wake.min(opened.hold_until);
                     }
                     self.readers.place(reader, Reader { blob, at: from, to });
                 }
@@ -198,6 +219,8 @@ impl Node {
             Input::PeerHas { peer, blob, have } => self.peer_has(peer, blob, &have),
             Input::PeerGained { peer, blob, pieces } => self.peer_gained(peer, blob, &pieces),
             Input::Candidates { blob, scope, ranks } => {
+                // Without a list there is no boundary.
+                self.fill_due |= ranks.is_empty();
                 self.with_blob(blob, |b| b.boundaries.set(scope, &ranks));
                 self.elect(blob);
             }
@@ -285,7 +308,7 @@ impl Node {
     fn peer_has(&mut self, peer: PeerId, id: BlobId, have: &Have) {
         let Some(scope) = self.peers.get(peer).filter(|p| p.link == Link::Up).map(|p| p.scope) else { return };
         let Some(blob) = self.blobs.get_mut(id) else { return };
-        let told = blob.holder(peer).is_some_and(|at| blob.holders[at].told);
+        let told = blob.holders.find(peer).is_some_and(|at| blob.holders[at].told);
         if !blob.set_holding(peer, scope, have) {
             self.ban(peer);
             return;
@@ -293,6 +316,9 @@ impl Node {
         if !told && *have != Have::Gone {
             self.introduce_self(peer, id);
         }
+        // A peer that holds less than it said may leave pieces to nobody but the seeder.
+        self.fill_from(peer, id);
+        self.ask_seeder(id);
     }
 
     fn peer_gained(&mut self, peer: PeerId, id: BlobId, pieces: &[u32]) {
@@ -301,8 +327,14 @@ impl Node {
         let possible = pieces.iter().all(|piece| *piece < blob.layout.pieces());
         if !possible {
             self.ban(peer);
-        } else if blob.holder(peer).is_some() {
+        } else if blob.holders.find(peer).is_some() {
             blob.add_holding(peer, pieces);
+            let useful = |piece: &u32| blob.layout.piece(*piece).is_some_and(|piece| blob.missing.contains(piece));
+            if pieces.iter().any(useful) {
+                self.fill_from(peer, id);
+            } else if blob.missing.is_empty() && blob.in_flight > 0 {
+                self.steal(id);
+            }
         }
     }
 
@@ -312,12 +344,15 @@ impl Node {
     }
 
     fn timeout(&mut self) {
+        if self.now >= self.news_wake {
+            self.tell_due();
+        }
         if self.now < self.wake {
             return;
         }
         self.wake = NEVER;
+        (self.upload_due, self.fill_due) = (true, true);
         self.expire_requests();
-        self.tell_due();
         self.tell_stalled();
         self.dial_due = true;
         let now = self.now;
@@ -329,15 +364,31 @@ impl Node {
         };
         self.requests.iter().for_each(|(_, request)| later(self.deadline(request)));
         for blob in self.fetching.iter().filter_map(|id| self.blobs.get(*id)) {
-            let told = if blob.news.is_empty() { now } else { blob.told_at + self.config.have_interval };
             let stalled = blob.progress_at + self.config.stalled_after;
-            let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.seeder.next_at, told, stalled];
+            let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.seeder.next_at, stalled];
             dues.into_iter().for_each(&mut later);
         }
         self.peers.iter().for_each(|(_, peer)| later(peer.rest_until));
         later(self.pause_until);
         self.wake = wake;
     }
+}
+
+/// Whether an input may let any blob go on. What the others may let go on is looked for where they are taken.
+const fn is_wide(input: &Input<'_>) -> bool {
+    matches!(
+        input,
+        Input::BlobOpened { .. }
+            | Input::GoalChanged { .. }
+            | Input::PrefixGrown { .. }
+            | Input::Finalised { .. }
+            | Input::BlobClosed { .. }
+            | Input::ReaderOpened { .. }
+            | Input::ReaderClosed { .. }
+            | Input::Disk { .. }
+            | Input::Disconnected { .. }
+            | Input::SeederDone { .. }
+    )
 }
 
 #[cfg(test)]
@@ -350,12 +401,7 @@ impl Node {
             assert!(blob.missing.iter().all(|piece| !blob.have.contains(piece)), "a missing piece is not stored");
             let known = blob.have.len() + blob.missing.len() + blob.in_flight;
             assert!(known <= blob.layout.pieces(), "a piece is in one state");
-            let complete = blob.holders.iter().filter(|h| matches!(h.holding, crate::blob::Holding::All)).count();
-            assert_eq!(complete, usize::from(blob.complete_holders));
-            for piece in blob.layout.iter() {
-                let some = |h: &&crate::blob::Holder| matches!(&h.holding, crate::blob::Holding::Some(set) if set.contains(piece));
-                assert_eq!(blob.holders.iter().filter(some).count(), usize::from(blob.rarity[piece.as_usize()]));
-            }
+            blob.holders.check();
         }
         for (id, peer) in self.peers.iter() {
             let of = |r: &&Request| r.peer() == Some(id);

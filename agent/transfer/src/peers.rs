@@ -109,7 +109,17 @@ impl Node {
         }
     }
 
+    fn set_link(&mut self, peer: PeerId, link: Link) {
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        let old = core::mem::replace(&mut known.link, link);
+        self.dialling += u32::from(link == Link::Dialling);
+        self.dialling -= u32::from(old == Link::Dialling);
+        self.links += u32::from(link != Link::Down);
+        self.links -= u32::from(old != Link::Down);
+    }
+
     fn forget(&mut self, peer: PeerId) {
+        self.set_link(peer, Link::Down);
         self.peers.remove(peer);
         for (_, blob) in self.blobs.iter_mut() {
             blob.candidates.retain(|candidate| *candidate != peer);
@@ -123,8 +133,8 @@ impl Node {
             self.actions.push_back(Action::Ban { peer, span });
             return;
         }
-        known.link = Link::Up;
         known.failures = 0;
+        self.set_link(peer, Link::Up);
         self.set_absent(peer, false);
         let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
         for blob in blobs {
@@ -135,8 +145,8 @@ impl Node {
     /// Tells a connected peer what this node holds of a blob, once.
     pub(crate) fn introduce_self(&mut self, peer: PeerId, blob_id: BlobId) {
         let Some(blob) = self.blobs.get_mut(blob_id) else { return };
-        if let Some(at) = blob.holder(peer) {
-            if core::mem::replace(&mut blob.holders[at].told, true) {
+        if let Some(at) = blob.holders.find(peer) {
+            if blob.holders.tell(at) {
                 return;
             }
         } else if !blob.fetching() {
@@ -150,10 +160,10 @@ impl Node {
         let now = self.now;
         let (base, max) = (self.config.backoff_base, self.config.backoff_max);
         if let Some(known) = self.peers.get_mut(peer).filter(|p| p.link == Link::Dialling) {
-            known.link = Link::Down;
             known.rest_until = now + backoff(base, max, known.failures);
             known.failures += 1;
             let at = known.rest_until;
+            self.set_link(peer, Link::Down);
             self.stats.dials_failed += 1;
             self.wake_at(at);
             self.set_absent(peer, true);
@@ -177,22 +187,29 @@ impl Node {
     pub(crate) fn elect(&mut self, blob: BlobId) {
         let absent: Vec<u64> = self.peers.iter().filter(|(_, p)| p.absent).map(|(_, p)| p.rank).collect();
         let me = self.config.rank;
-        self.with_blob(blob, |blob| blob.boundaries.elect(&blob.layout, me, &absent));
+        let Some(entry) = self.blobs.get_mut(blob) else { return };
+        let changed = entry.boundaries.elect(&entry.layout, me, &absent);
+        if changed && entry.background() {
+            self.fill_due = true;
+        } else if changed && entry.fetching() {
+            self.fill_blob(blob);
+            self.ask_seeder(blob);
+        }
     }
 
     /// The connection is gone: what was asked of the peer is missing again, what it asked is void.
     pub(crate) fn disconnected(&mut self, peer: PeerId) {
         let now = self.now;
         let Some(known) = self.peers.get_mut(peer) else { return };
-        known.link = Link::Down;
         known.rest_until = now + self.config.backoff_base;
         let at = known.rest_until;
+        self.set_link(peer, Link::Down);
         self.wake_at(at);
         self.drop_requests_of(peer);
         self.drop_uploads_of(peer);
         self.set_absent(peer, true);
         for (_, blob) in self.blobs.iter_mut() {
-            blob.forget_holder(peer);
+            blob.holders.forget(peer);
         }
         self.dial_due = true;
     }
@@ -261,25 +278,24 @@ impl Node {
         if !core::mem::take(&mut self.dial_due) {
             return;
         }
-        let (mut dialling, mut links) = (0, 0);
-        for (_, peer) in self.peers.iter() {
-            dialling += u32::from(peer.link == Link::Dialling);
-            links += u32::from(peer.link != Link::Down);
+        let mut room = self.config.dials_max.saturating_sub(self.dialling);
+        room = room.min(self.config.connections_max.saturating_sub(self.links));
+        if room == 0 {
+            return;
         }
-        let mut room = self.config.dials_max.saturating_sub(dialling);
-        room = room.min(self.config.connections_max.saturating_sub(links));
         let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
         if !blobs.is_empty() {
             let fixed: Vec<PeerId> = self.peers.iter().filter(|(_, p)| p.fixed).map(|(id, _)| id).collect();
             room = self.dial_among(&fixed, u32::MAX, room);
         }
         for id in blobs {
-            let Some(blob) = self.blobs.get(id) else { continue };
-            let candidates = blob.candidates.clone();
+            let Some(blob) = self.blobs.get_mut(id) else { continue };
+            let candidates = core::mem::take(&mut blob.candidates);
             let up = |p: &&PeerId| self.peers.get(**p).is_some_and(|p| p.link != Link::Down);
             let linked = candidates.iter().filter(up).count();
             let lack = self.config.degree.saturating_sub(u32::try_from(linked).unwrap_or(u32::MAX));
             room = self.dial_among(&candidates, lack, room);
+            self.with_blob(id, |blob| blob.candidates = candidates);
         }
     }
 
@@ -294,7 +310,7 @@ impl Node {
                 .map(|(id, p)| ((p.failures, p.scope, rng.next()), id))
                 .min();
             let Some((_, peer)) = next else { break };
-            self.peers.get_mut(peer).expect("found above").link = Link::Dialling;
+            self.set_link(peer, Link::Dialling);
             self.actions.push_back(Action::Connect { peer });
             room -= 1;
         }

@@ -19,7 +19,10 @@ impl Node {
     /// each gets other pieces.
     pub(crate) fn ask_seeder(&mut self, id: BlobId) {
         let now = self.now;
-        let Some(blob) = self.blobs.get(id) else { return };
+        let Some(blob) = self.blobs.get(id).filter(|blob| blob.fetching()) else { return };
+        if !self.writable || self.pause_until > now {
+            return;
+        }
         let stalled = now >= blob.cross_at;
         let heard = blob.holders.len() >= blob.candidates.len().min(4);
         let waits = now < blob.seeder.next_at || (now < blob.grace_until && !heard);
@@ -94,6 +97,9 @@ fn wanted(blob: &Blob, at: usize, stalled: bool) -> u64 {
     if stalled || missing == 0 {
         return missing;
     }
-    let mine = blob.boundaries.towards(Scope::Fleet).map_or(!0, |crossing| crossing.word(at, &blob.holders));
-    missing & blob.held_by_none(at) & mine
+    let unheld = missing & blob.holders.held_by_none(at);
+    match blob.boundaries.towards(Scope::Fleet) {
+        Some(crossing) if unheld != 0 => unheld & crossing.word(at, &blob.holders),
+        Some(_) | None => unheld,
+    }
 }

@@ -58,10 +58,12 @@ impl Node {
         self.uploads
             .place(id, Upload { peer, blob, piece, priority, sequence: self.sequence, asked: self.now, started: None });
         self.waiting.push(id);
+        self.upload_due = true;
     }
 
     pub(crate) fn upload_ended(&mut self, id: UploadId, bytes: u64) {
         let Some(upload) = self.uploads.remove(id) else { return };
+        self.upload_due = true;
         self.stats.served_bytes += bytes;
         let started = upload.started.is_some();
         if started {
