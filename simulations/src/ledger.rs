@@ -49,6 +49,15 @@ pub(crate) struct Ask<'a> {
     pub(crate) stalled: bool,
 }
 
+/// A send: what of, to whom, and its number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sending {
+    pub(crate) blob: u32,
+    pub(crate) region: u32,
+    pub(crate) node: u32,
+    pub(crate) send: u64,
+}
+
 /// What it gets.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
@@ -107,7 +116,8 @@ impl Ledger {
     }
 
     /// A piece of a send is in the node's hands, or was not sent after all.
-    pub(crate) fn ended(&mut self, blob: u32, region: u32, send: u64, piece: u32, node: u32, whole: bool, now: u64) {
+    pub(crate) fn ended(&mut self, sent: Sending, piece: u32, whole: bool, now: u64) {
+        let Sending { blob, region, send, node } = sent;
         let cell = &mut self.cells[at(blob) * self.regions + at(region)][at(piece)];
         if matches!(cell.sent, Sent::Running { send: newest, .. } if newest == send) {
             if whole {
@@ -186,8 +196,9 @@ mod tests {
         let mut ledger = ledger();
         let Choice::Give(pieces, send) = ledger.choose(&ask(0, 0, false), 0) else { panic!("nothing given") };
         (1..7).for_each(|node| assert!(matches!(ledger.choose(&ask(node, 0, false), 0), Choice::Give(..))));
-        ledger.ended(0, 0, send, pieces[0], 0, false, 1);
-        ledger.ended(0, 0, send, pieces[1], 0, true, 1);
+        let sent = Sending { blob: 0, region: 0, node: 0, send };
+        ledger.ended(sent, pieces[0], false, 1);
+        ledger.ended(sent, pieces[1], true, 1);
         let Choice::Give(last, _) = ledger.choose(&ask(8, 0, false), 2) else { panic!("two pieces were never sent") };
         assert_eq!(last.len(), 3);
         assert!(last.contains(&pieces[0]) && !last.contains(&pieces[1]));

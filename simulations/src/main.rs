@@ -1,68 +1,47 @@
-//! Being built.
+//! The simulator: what a rollout will take, before it runs.
+//!
+//! It drives the agent's own policy, `shoal-transfer`, over a fluid network: the same loop as the agent's, with numbers in
+//! place of bytes, and no branch in the policy that knows of it. One clock of integer nanoseconds, one order of events,
+//! one stream of chance for each seed, node and purpose: the same seed gives the same run on every machine.
+//!
+//! **What is left out.** Packets: a transfer has a rate, not a window. Chance in latencies. Hash and disk are one rate.
+//! `docs/simulator.md` says where its answers have been checked against real agents, and where they extrapolate.
+mod bench;
+mod bounds;
+mod cause;
+mod cli;
+mod commands;
+mod files;
+mod job;
 mod ledger;
 mod math;
 mod network;
 mod num;
+mod out;
 mod plan;
+mod progress;
 mod queue;
+mod report;
 mod rng;
 mod scenario;
+mod setup;
 mod slab;
+mod summary;
 mod topology;
+#[cfg(test)]
+mod validation;
 mod world;
 
-fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let scenario = scenario::load::Source::find(&args[0])?.read(&args[2..])?;
-    let policy = <plan::Policy as clap::ValueEnum>::from_str(&args[1], true).unwrap();
-    let plan = plan::Plan::new(&scenario, 1, policy, network::Rates::Exact { epsilon: 1e-3 })?;
-    let spots = scenario::spots::Spots::of(&scenario);
-    let start = std::time::Instant::now();
-    let mut world = world::World::new(plan, spots);
-    let ended = world.run(&mut ());
-    let wall = start.elapsed();
-    let m = &world.meter;
-    let mut arrived: Vec<u64> = m.logs.iter().map(|l| l.arrived).collect();
-    arrived.sort();
-    let n = arrived.len();
-    println!(
-        "{ended:?} {:.3} s sim, wall {:.2?}, events {}, hash {:016x}",
-        num::secs(world.now),
-        wall,
-        world.events,
-        world.hash
-    );
-    println!(
-        "arrived p50 {:.3} p99 {:.3} max {:.3}; ready {}",
-        num::secs(arrived[n / 2]),
-        num::secs(arrived[n * 99 / 100]),
-        num::secs(arrived[n - 1]),
-        m.ready
-    );
-    let w = world.plan.wanted_bytes() as f64;
-    println!(
-        "origin copies {:.3}, cross copies {:.3}, transfers {}, useful/moved {:.4}, dup {}, news {}, relax/transfer {:.2} unsettled {}",
-        m.origin_bytes as f64 / w,
-        m.cross_bytes as f64 / w,
-        m.transfers,
-        m.useful_bytes as f64 / (m.origin_bytes + m.peer_bytes + m.mirror_bytes) as f64,
-        m.duplicates,
-        m.news,
-        world.network.relaxations as f64 / m.transfers as f64,
-        world.network.unsettled
-    );
-    let mut s = shoal_transfer::stats::Stats::default();
-    for l in &m.logs {
-        s.timeouts += l.stats.timeouts;
-        s.refusals += l.stats.refusals;
-        s.steals += l.stats.steals;
-        s.seeder_asks += l.stats.seeder_asks;
-        s.seeder_deferrals += l.stats.seeder_deferrals;
-        s.fetches += l.stats.fetches;
-        s.crossings += l.stats.crossings;
-        s.dials_failed += l.stats.dials_failed;
-        s.bans += l.stats.bans;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match commands::dispatch(cli::Cli::parse().command) {
+        Ok(code) => code,
+        Err(failure) => {
+            out::warn(format_args!("{:#}", failure.error));
+            failure.code
+        }
     }
-    println!("{s:?} stalled {} open {} waiting {}", m.stalled, world.open_asks(), world.waiting());
-    Ok(())
 }

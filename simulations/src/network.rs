@@ -214,11 +214,6 @@ impl<T: Copy> Network<T> {
         self.live -= 1;
     }
 
-    /// The owner of a flow that is under way.
-    pub(crate) fn owner(&self, flow: u32) -> Option<T> {
-        self.owners[at(flow)]
-    }
-
     /// Bytes a second that a flow moves now.
     pub(crate) fn rate(&self, flow: u32) -> f64 {
         let flow = &self.flows[at(flow)];

@@ -77,6 +77,7 @@ impl<E> Queue<E> {
     }
 
     /// How many events wait.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.near.len() + self.in_ring + self.far.len()
     }

@@ -10,8 +10,6 @@ pub(crate) enum Purpose {
     Arrival,
     /// A node's number in elections.
     Rank,
-    /// Which kind of node or site.
-    Kind,
     /// Sizes of layers.
     Image,
     /// What goes wrong.

@@ -50,6 +50,7 @@ impl<T> Slab<T> {
     }
 
     /// How many values it holds.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

@@ -154,7 +154,18 @@ pub(crate) struct World {
     over: Vec<(u32, Owner)>,
     pub(crate) hash: u64,
     pub(crate) events: u64,
+    /// Every transfer, where they are wanted.
+    pub(crate) transfers: Option<Vec<Transfer>>,
     tracer: Option<Tracer>,
+}
+
+/// One transfer: when it began, from which node ([`u32::MAX`]: the origin) to which, and its bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transfer {
+    pub(crate) start: u64,
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    pub(crate) bytes: f64,
 }
 
 /// What one node is told and does, as text.
@@ -200,6 +211,7 @@ impl World {
             over: Vec::new(),
             hash: 0,
             events: 0,
+            transfers: None,
             tracer: None,
             topology,
             plan,
@@ -361,8 +373,8 @@ impl World {
         small(self.topology.nodes())
     }
 
-    /// Events that wait, for the watchdog and for tests.
-    pub(crate) fn waiting(&self) -> usize {
-        self.queue.len()
+    /// Requests that the origin answered.
+    pub(crate) const fn requests(&self) -> u64 {
+        self.origin.requests
     }
 }

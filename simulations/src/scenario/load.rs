@@ -59,8 +59,12 @@ impl Source {
         Self { place: "test.toml".to_owned(), name: "test".to_owned(), text: text.to_owned() }
     }
 
-    /// Reads it, with `settings` of the form `key=value` put over it.
-    pub(crate) fn read(&self, settings: &[String]) -> Result<Scenario> {
+    /// Reads it, with `settings` of the form `key=value` put over it and what `amend` knows besides.
+    pub(crate) fn read(
+        &self,
+        settings: &[String],
+        amend: impl FnOnce(&mut Scenario) -> Result<()>,
+    ) -> Result<Scenario> {
         let mut scenario: Scenario =
             toml::from_str(&self.text).map_err(|error| self.located(error.span(), error.message()))?;
         if !settings.is_empty() {
@@ -71,6 +75,7 @@ impl Source {
             scenario = Scenario::deserialize(table)
                 .map_err(|error| anyhow!("--set {}: {}", settings.join(" --set "), error.message()))?;
         }
+        amend(&mut scenario)?;
         if let Err(wrong) = check::scenario(&scenario) {
             if let Some(setting) = settings.iter().find(|setting| setting.starts_with(wrong.key.as_str())) {
                 bail!("--set {setting}: {}", wrong.message);

@@ -95,7 +95,7 @@ impl Spots {
         let up = kind.and_then(|kind| kind.up).unwrap_or(scenario.nodes.up).0 * payload;
         let down = kind.and_then(|kind| kind.down).unwrap_or(scenario.nodes.down).0 * payload;
         let (mut site, mut group) = (NONE, NONE);
-        let size = scenario.sites.as_ref().map(|s| s.nodes).or(scenario.racks.as_ref().map(|r| r.nodes));
+        let size = scenario.sites.as_ref().map(|s| s.nodes).or_else(|| scenario.racks.as_ref().map(|r| r.nodes));
         if let Some(size) = size {
             let last = self
                 .nodes

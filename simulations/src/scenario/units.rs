@@ -183,19 +183,25 @@ impl<'de> Deserialize<'de> for Part {
 
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let short = self.to_string();
+        let exact = Self::parse(&short) == Ok(*self);
+        serializer.collect_str(&if exact { short } else { format!("{} B", self.0) })
     }
 }
 
 impl Serialize for Rate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let short = self.to_string();
+        let exact = Self::parse(&short) == Ok(*self);
+        serializer.collect_str(&if exact { short } else { format!("{} B/s", self.0) })
     }
 }
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let short = self.to_string();
+        let exact = Self::parse(&short) == Ok(*self);
+        serializer.collect_str(&if exact { short } else { format!("{} ns", self.0) })
     }
 }
 

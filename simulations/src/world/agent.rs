@@ -150,6 +150,7 @@ impl World {
         let now = Time::from_nanos(self.now);
         let Some(agent) = self.agents[at(node)].as_deref_mut() else { return };
         agent.core.handle(input, now);
+        self.meter.decisions += 1;
         self.drain(node);
     }
 
@@ -214,7 +215,7 @@ impl World {
     /// Says something to a connected peer; `word` gets the id under which the peer knows the node.
     fn tell(&mut self, node: u32, peer: PeerId, word: impl FnOnce(PeerId) -> Input<'static>) {
         let Some(agent) = self.agents[at(node)].as_deref() else { return };
-        let Some(&super::agent::Peer { node: to, conn, theirs, .. }) = agent.peers.get(peer) else { return };
+        let Some(&Peer { node: to, conn, theirs, .. }) = agent.peers.get(peer) else { return };
         if conn == 0 {
             return;
         }

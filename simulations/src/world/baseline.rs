@@ -114,7 +114,7 @@ impl World {
             puller.active += 1;
             match self.source(node) {
                 End::Mirror(region) => self.pull_from_mirror(node, region, layer),
-                source => self.pull_layer(source, node, layer),
+                source @ (End::Origin | End::Node(_)) => self.pull_layer(source, node, layer),
             }
         }
     }

@@ -94,7 +94,8 @@ impl World {
         let (control, now) = (&self.plan.scenario.control, self.now);
         let (names, members) = (at(control.introductions), at(control.members));
         let most = if control.labels { at(control.candidates) } else { 0 };
-        let names = self.tracker.introduce(node, &self.topology.spots, names, members, now);
+        let spots = control.labels.then_some(&self.topology.spots);
+        let names = self.tracker.introduce(node, spots, names, members, now);
         let lists = self.tracker.lists(node, &self.topology.spots, &self.ranks, most, now);
         let when = self.reach(End::Origin, End::Node(node));
         self.say(when, Word::Opened { node, life, names, lists });

@@ -112,6 +112,7 @@ pub(crate) struct Meter {
     pub(crate) stalled: u64,
     pub(crate) news: u64,
     pub(crate) found: u64,
+    pub(crate) decisions: u64,
     /// A node whose timer goes off again and again.
     pub(crate) spinning: Option<u32>,
 }
@@ -148,6 +149,7 @@ impl Meter {
             stalled: 0,
             news: 0,
             found: 0,
+            decisions: 0,
             spinning: None,
         }
     }

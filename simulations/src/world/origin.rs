@@ -182,7 +182,8 @@ impl World {
         let (offset, cancelled) = (ask.offset, ask.cancelled);
         let number = self.origin.sends[place].number;
         let region = self.region_of(asker);
-        self.origin.ledger.ended(layer, region, number, piece, asker, true, self.now);
+        let sent = ledger::Sending { blob: layer, region, node: asker, send: number };
+        self.origin.ledger.ended(sent, piece, true, self.now);
         let next = self.origin.sends[place].left.pop_front();
         let arriving = Ask {
             asker,
@@ -223,8 +224,9 @@ impl World {
         if let Some(place) = self.send_of(handle) {
             let send = self.origin.sends.swap_remove(place);
             let (region, now) = (self.region_of(asker), self.now);
+            let sent = ledger::Sending { blob: layer, region, node: asker, send: send.number };
             for piece in core::iter::once(piece).chain(send.left) {
-                self.origin.ledger.ended(layer, region, send.number, piece, asker, false, now);
+                self.origin.ledger.ended(sent, piece, false, now);
             }
         }
         if matches!(stage, Stage::Refused(_) | Stage::Deferred(_)) {

@@ -8,7 +8,7 @@ use shoal_transfer::{
 
 use super::{End, Event, Handle, ORIGIN, Owner, World, agent::blob_id, origin::Wish};
 use crate::{
-    num::{at, ceil, floor, small},
+    num::{at, ceil, floor},
     topology::Way,
 };
 
@@ -197,6 +197,10 @@ impl World {
         let way = self.topology.way(from, to);
         let cap = self.topology.flow_max(from, to);
         let flow = self.network.start(self.now, way.links(), len - offset, cap, Owner::Ask(handle));
+        if let Some(transfers) = &mut self.transfers {
+            let from = if let End::Node(node) = from { node } else { u32::MAX };
+            transfers.push(super::Transfer { start: self.now, from, to: asker, bytes: len - offset });
+        }
         let ask = self.asks.get_mut(handle).expect("looked up above");
         (ask.offset, ask.piece, ask.seen) = (offset, piece, len - offset);
         ask.stage = Stage::Moving { upload, flow };
@@ -385,10 +389,5 @@ impl World {
     pub(super) fn moved(&mut self, from: End, to: u32, bytes: f64) {
         let (there, here) = (self.topology.region(from), self.topology.region(End::Node(to)));
         self.meter.moved(from, to, there, here, floor(bytes));
-    }
-
-    /// How many requests are open, for tests.
-    pub(crate) fn open_asks(&self) -> u32 {
-        small(self.asks.len())
     }
 }

@@ -35,6 +35,20 @@ pub(crate) enum Ended {
     Interrupted,
 }
 
+impl Ended {
+    /// In a word, for files.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Deadlock { .. } => "deadlock",
+            Self::Spinning { .. } => "spinning",
+            Self::Stalled => "stalled",
+            Self::Limit => "limit",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// Looks at a run from outside.
 pub(crate) trait Watcher {
     /// Called now and then; false ends the run.

@@ -29,11 +29,18 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    /// `me` asks for the image: remembers it, and names up to `names` others.
-    pub(super) fn introduce(&mut self, me: u32, spots: &Spots, names: usize, members: usize, now: u64) -> Vec<u32> {
+    /// `me` asks for the image: remembers it, and names up to `names` others, near ones first where there are labels.
+    pub(super) fn introduce(
+        &mut self,
+        me: u32,
+        spots: Option<&Spots>,
+        names: usize,
+        members: usize,
+        now: u64,
+    ) -> Vec<u32> {
         let second = now / 1_000_000_000;
         let pairing = |other: u32| mix(mix(u64::from(me) << 32 | u64::from(other)) ^ second);
-        let far = |other: u32| spots.shared(me, other) == Scope::Fleet;
+        let far = |other: u32| spots.is_some_and(|spots| spots.shared(me, other) == Scope::Fleet);
         let mut others: Vec<(bool, u64, u32)> = self
             .members
             .iter()
@@ -102,8 +109,8 @@ mod tests {
     #[test]
     fn members_of_the_own_region_are_named_first_and_nobody_to_itself() {
         let (spots, mut tracker) = (spots(41), Tracker::default());
-        (0..40).for_each(|node| drop(tracker.introduce(node, &spots, 20, 256, 0)));
-        let named = tracker.introduce(40, &spots, 20, 256, 0);
+        (0..40).for_each(|node| drop(tracker.introduce(node, Some(&spots), 20, 256, 0)));
+        let named = tracker.introduce(40, Some(&spots), 20, 256, 0);
         let near: Vec<bool> = named.iter().map(|node| node % 4 == 0).collect();
         assert_eq!((near.len(), near.iter().filter(|near| **near).count()), (20, 10));
         assert!(near.is_sorted_by(|a, b| a >= b) && !named.contains(&40));
@@ -113,11 +120,11 @@ mod tests {
     fn a_full_list_stays_and_what_is_forgotten_leaves_it() {
         let (spots, mut tracker) = (spots(200), Tracker::default());
         let ranks: Vec<u64> = (0..200).map(mix).collect();
-        (0..32).for_each(|node| drop(tracker.introduce(4 * node, &spots, 20, 40, 0)));
+        (0..32).for_each(|node| drop(tracker.introduce(4 * node, Some(&spots), 20, 40, 0)));
         let before = tracker.lists(0, &spots, &ranks, 32, 5_000_000);
-        tracker.introduce(132, &spots, 20, 40, 0);
+        tracker.introduce(132, Some(&spots), 20, 40, 0);
         assert_eq!(tracker.lists(132, &spots, &ranks, 32, 6_000_000).0[0].1, before.0[0].1);
-        (40..60).for_each(|node| drop(tracker.introduce(node, &spots, 20, 40, 0)));
+        (40..60).for_each(|node| drop(tracker.introduce(node, Some(&spots), 20, 40, 0)));
         assert!(tracker.lists(132, &spots, &ranks, 32, 7_000_000).0[0].1 > before.0[0].1);
     }
 }

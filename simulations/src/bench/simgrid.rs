@@ -1,0 +1,118 @@
+//! The same transfers through both simulators: here on this crate's network with exact rates, and in SimGrid.
+
+use std::{
+    collections::BinaryHeap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use super::{RUNS, median, own};
+use crate::{
+    network::{Alarm, Network, Rates},
+    num::secs,
+    out,
+};
+
+/// Links of every node of the star and of the origin, in bytes a second.
+const UP: f64 = 12.5e6;
+const DOWN: f64 = 50e6;
+
+/// SimGrid's side of the comparison.
+const PROGRAM: &str = include_str!("../../bench/simgrid.cpp");
+
+/// Seconds that this simulator and SimGrid take for the transfers of a swarm of that size, and how many they are; none
+/// without SimGrid.
+pub(super) fn against(nodes: u32, scratch: &Path) -> Result<Option<(f64, f64, f64)>> {
+    let Some(program) = compiled(scratch)? else { return Ok(None) };
+    let trace = scratch.join(format!("star-{nodes}.csv"));
+    let nodes_arg = format!("--nodes={nodes}");
+    let export = ["export", "lab", &nodes_arg, "--set=image.size=\"32 MiB\"", "--out"];
+    let output = own()?.args(export).arg(&trace).output().context("cannot export a trace")?;
+    ensure!(output.status.success(), "export: {}", String::from_utf8_lossy(&output.stderr));
+    let transfers = fs::read_to_string(&trace).context("the trace was just written")?.lines().count() - 1;
+    let seconds = |command: &mut Command| -> Result<(f64, f64)> {
+        let output = command.output().context("cannot start a replay")?;
+        ensure!(output.status.success(), "replay: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut numbers = text.split_whitespace().filter_map(|word| word.parse::<f64>().ok());
+        numbers.next().zip(numbers.next()).ok_or_else(|| anyhow!("a replay said {text:?}"))
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let (wall, end) = seconds(own()?.arg("bench").arg("--replay").arg(&trace))?;
+        let (their_wall, their_end) =
+            seconds(Command::new(&program).arg(&trace).args([UP.to_string(), DOWN.to_string()]))?;
+        ensure!(
+            (end / their_end - 1.0).abs() < 0.01,
+            "the replays end at {end} s here and at {their_end} s in SimGrid"
+        );
+        ours.push(wall);
+        theirs.push(their_wall);
+    }
+    Ok(Some((median(ours), median(theirs), transfers as f64)))
+}
+
+fn compiled(scratch: &Path) -> Result<Option<PathBuf>> {
+    let (source, program) = (scratch.join("simgrid.cpp"), scratch.join("simgrid"));
+    fs::write(&source, PROGRAM).with_context(|| format!("cannot write {}", source.display()))?;
+    let mut compiler = Command::new("g++");
+    let output = compiler.args(["-O2", "-std=c++17", "-o"]).arg(&program).arg(&source).arg("-lsimgrid").output();
+    Ok(output.is_ok_and(|output| output.status.success()).then_some(program))
+}
+
+/// A transfer of a trace: its start, its ends (node 0 is the origin) and its bytes.
+type Row = (u64, u32, u32, f64);
+
+fn read(trace: &Path) -> Result<Vec<Row>> {
+    let text = fs::read_to_string(trace).with_context(|| format!("cannot read {}", trace.display()))?;
+    let row = |line: &str| {
+        let mut cells = line.split(',');
+        let start = cells.next()?.parse().ok()?;
+        let mut node = || cells.next()?.parse::<i64>().ok().and_then(|node| u32::try_from(node + 1).ok());
+        let (from, to) = (node()?, node()?);
+        Some((start, from, to, cells.next()?.parse().ok()?))
+    };
+    let rows = text.lines().enumerate().skip(1);
+    rows.map(|(at, line)| row(line).with_context(|| format!("{}:{}: no transfer", trace.display(), at + 1))).collect()
+}
+
+/// Replays a trace, and prints the seconds that it took and the simulated moment of its end.
+pub(super) fn replay(trace: &Path) -> Result<()> {
+    let rows = read(trace)?;
+    let nodes = rows.iter().map(|row| row.1.max(row.2)).max().map_or(0, |node| node + 1);
+    let begun = Instant::now();
+    let mut network = Network::new(Rates::Exact { epsilon: 1e-6 });
+    for _ in 0..nodes {
+        network.add_link(UP);
+        network.add_link(DOWN);
+    }
+    let mut alarms: BinaryHeap<core::cmp::Reverse<(u64, u32, u32)>> = BinaryHeap::new();
+    let (mut over, mut now, mut next) = (Vec::new(), 0, 0);
+    loop {
+        let due = alarms.peek().map_or(u64::MAX, |alarm| alarm.0.0);
+        if let Some(&(start, from, to, bytes)) = rows.get(next).filter(|row| row.0 <= due) {
+            now = start;
+            network.start(now, &[2 * from, 2 * to + 1], bytes, f64::INFINITY, ());
+            next += 1;
+        } else if let Some(core::cmp::Reverse((time, id, generation))) = alarms.pop() {
+            now = time;
+            let alarm = if generation == u32::MAX { Alarm::Link(id) } else { Alarm::Flow { flow: id, generation } };
+            network.fire(now, alarm, &mut over);
+            over.clear();
+        } else {
+            break;
+        }
+        for (due, alarm) in network.settle(now).drain(..) {
+            alarms.push(core::cmp::Reverse(match alarm {
+                Alarm::Flow { flow, generation } => (due, flow, generation),
+                Alarm::Link(link) => (due, link, u32::MAX),
+            }));
+        }
+    }
+    out::say(format_args!("{} {}", begun.elapsed().as_secs_f64(), secs(now)));
+    Ok(())
+}
