@@ -18,6 +18,11 @@ use crate::{
 /// Least age at which a request is taken from a slow peer: below it, the time for a round trip decides, not the peer.
 const STEAL_AGE_MIN: Span = Span::from_millis(100);
 
+/// A node that usually has a piece so many times faster, and not for that long either, lacks progress: whoever should have
+/// brought the piece in may follow another list of candidates.
+const PROGRESS_FACTOR: u64 = 8;
+const PROGRESS_MIN: Span = Span::from_millis(500);
+
 /// Who was asked for what.
 #[derive(Debug)]
 pub(crate) enum Target {
@@ -170,8 +175,11 @@ impl Node {
 
     /// When the lack of progress will count, drawn anew each time so that not all nodes cross at once.
     pub(crate) fn progress_limit(&mut self) -> Time {
-        let timeout = self.config.progress_timeout;
-        let jitter = (u128::from(self.rng.next()) * u128::from(timeout.as_nanos())) >> 64;
+        let usual = self.usual.times(PROGRESS_FACTOR).max(PROGRESS_MIN);
+        // Until a piece has come nobody knows how long one takes: the seeder's queue may be long.
+        let most = self.config.progress_timeout;
+        let timeout = if self.usual == Span::ZERO { most } else { most.min(usual) };
+        let jitter = (u128::from(self.rng.next()) * u128::from(most.as_nanos())) >> 64;
         self.now + timeout + Span::from_nanos(u64::try_from(jitter).unwrap_or(0))
     }
 

@@ -365,7 +365,7 @@ impl Node {
         self.requests.iter().for_each(|(_, request)| later(self.deadline(request)));
         for blob in self.fetching.iter().filter_map(|id| self.blobs.get(*id)) {
             let stalled = blob.progress_at + self.config.stalled_after;
-            let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.seeder.next_at, stalled];
+            let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.hold_until, blob.seeder.next_at, stalled];
             dues.into_iter().for_each(&mut later);
         }
         self.peers.iter().for_each(|(_, peer)| later(peer.rest_until));

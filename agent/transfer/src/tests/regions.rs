@@ -20,7 +20,8 @@ fn owners_bring_each_piece_into_their_region_about_once() {
         mesh.report("regions");
         // Each region may be fed by the seeder or by the other region; both count as bytes into it.
         let into = (mesh.seeder_pieces + mesh.crossed_pieces) as f64 / 64.0;
-        assert!(into <= 2.0 * 1.15, "{into} copies into two regions");
+        // Short queues at uploaders cost a few pieces more here than long ones, and a tenth less time everywhere.
+        assert!(into <= 2.0 * 1.2, "{into} copies into two regions");
     }
 }
 
