@@ -1,7 +1,7 @@
 //! What the last pulls were made of: `shoal explain`.
 //!
 //! Kept in memory, bounded in pulls and in blobs of each. A pull begins when an image is asked for and nothing of it has
-//! moved for [`QUIET`]; what runtimes ask for in between belongs to the same one.
+//! moved for five seconds; what runtimes ask for in between belongs to the same one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

@@ -135,7 +135,7 @@ async fn explain_tells_for_each_layer_who_brought_it_and_why_the_seeder_was_aske
             |of: &str| shares.iter().filter(|s| s["source"] == of).filter_map(|s| s["bytes"].as_u64()).sum::<u64>();
         ensure!(bytes(source) == 6 * MIB, "{}: not all from {source}: {large}", agent.name());
         let reasons = large["fallbacks"].as_array().context("fallbacks")?;
-        ensure!((source == "seeder") == !reasons.is_empty(), "{large}");
+        ensure!((source == "seeder") != reasons.is_empty(), "{large}");
         let text = shoal(&["explain", &name, "--data-dir", &data]).await?.success("shoal explain")?;
         ensure!(text.contains(&image.manifest.digest.to_string()) && text.contains("6.00 MiB"), "{text}");
     }

@@ -100,7 +100,7 @@ async fn a_slow_client_holds_up_nobody_and_leaves_nothing_behind() -> Result<()>
             drop(slow_pull);
         }
     }
-    let idle = |metrics: &shoal_tests::metrics::Metrics| metrics.count(names::AGENT_READERS, &[]) == 0;
+    let idle = |metrics: &Metrics| metrics.count(names::AGENT_READERS, &[]) == 0;
     slow_agent.metrics_until("all readers gone", LONG, idle).await?;
     ensure!(cluster.rss_peak() <= RSS_MAX, "peak memory of {} bytes", cluster.rss_peak());
     cluster.finish().await
