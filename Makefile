@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 ENV = eval "$$(.ci/setup env)"
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench bench-sim
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
@@ -24,3 +24,7 @@ lint: ## formatting, clippy, docs, licences and duplicate versions
 bench: ## what Shoal moves and what it costs, beside libtorrent, nginx and docker-registry (root; FLAGS="--help" lists flags)
 	@.ci/setup build bench
 	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-bench" $(FLAGS)
+
+bench-sim: ## what the simulator costs, beside SimGrid; figures in target/bench/sim.json (FLAGS="--short": a minute or two)
+	@.ci/setup bench-sim
+	@$(ENV); cargo build -p shoal-sim; exec "$$CARGO_TARGET_DIR/debug/shoal-sim" bench $(FLAGS)

@@ -1,5 +1,6 @@
 // Replays `start_ns,from,to,bytes` in SimGrid on a star of split-duplex links, without latency and with plain max-min
 // shares, and prints the seconds that it took and the simulated moment of its end. Compiled and run by `shoal-sim bench`.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -23,6 +24,7 @@ int main(int argc, char **argv) {
   sg4::Engine::set_config("network/bandwidth-factor:1");
   sg4::Engine::set_config("network/latency-factor:1");
   sg4::Engine::set_config("network/TCP-gamma:0");
+  sg4::Engine::set_config("network/weight-S:0");
   std::vector<Row> rows;
   int nodes = 0;
   std::ifstream file(argv[1]);
@@ -64,7 +66,7 @@ int main(int argc, char **argv) {
       double wait = row.start - sg4::Engine::get_clock();
       if (wait > 0)
         sg4::this_actor::sleep_for(wait);
-      sg4::Comm::sendto_async(hosts[row.from], hosts[row.to], row.bytes);
+      sg4::Comm::sendto_init(hosts[row.from], hosts[row.to])->set_payload_size(row.bytes)->detach();
     }
   });
   engine.run();
