@@ -91,23 +91,23 @@ pub(super) fn replay(trace: &Path) -> Result<()> {
         network.add_link(DOWN);
     }
     let mut alarms: BinaryHeap<core::cmp::Reverse<(u64, u32, u32)>> = BinaryHeap::new();
-    let (mut over, mut now, mut end, mut next) = (Vec::new(), 0, 0, 0);
+    let (mut over, mut end, mut next) = (Vec::new(), 0, 0);
     loop {
         let due = alarms.peek().map_or(u64::MAX, |alarm| alarm.0.0);
-        if let Some(&(start, from, to, bytes)) = rows.get(next).filter(|row| row.0 <= due) {
-            now = start;
-            network.start(now, &[2 * from, 2 * to + 1], bytes, f64::INFINITY, ());
+        let now = if let Some(&(start, from, to, bytes)) = rows.get(next).filter(|row| row.0 <= due) {
+            network.start(start, &[2 * from, 2 * to + 1], bytes, f64::INFINITY, ());
             next += 1;
+            start
         } else if let Some(core::cmp::Reverse((time, id, generation))) = alarms.pop() {
-            now = time;
             let alarm = if generation == u32::MAX { Alarm::Link(id) } else { Alarm::Flow { flow: id, generation } };
-            network.fire(now, alarm, &mut over);
+            network.fire(time, alarm, &mut over);
             // An alarm that has been overtaken by a better rate finds nothing.
-            end = if over.is_empty() { end } else { now };
+            end = if over.is_empty() { end } else { time };
             over.clear();
+            time
         } else {
             break;
-        }
+        };
         for (due, alarm) in network.settle(now).drain(..) {
             alarms.push(core::cmp::Reverse(match alarm {
                 Alarm::Flow { flow, generation } => (due, flow, generation),

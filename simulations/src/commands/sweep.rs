@@ -156,7 +156,7 @@ fn csv(points: &[Point]) -> String {
 }
 
 fn print(points: &[Point], seeds: u32) {
-    let names: Vec<String> = FIGURES.iter().map(|(name, _)| format!("{name:>18}")).collect();
+    let names: Vec<String> = FIGURES.iter().map(|(name, _)| format!("{name:>21}")).collect();
     out::say(format_args!("mean (least–most) over {seeds} seeds\n{:<34}{}", "", names.join("")));
     for point in points {
         let cells: Vec<String> = FIGURES
@@ -175,7 +175,7 @@ fn print(points: &[Point], seeds: u32) {
                         ),
                     },
                 );
-                format!("{text:>18}")
+                format!("{text:>21}")
             })
             .collect();
         out::say(format_args!(
