@@ -12,6 +12,10 @@ use shoal_proto::{layout::Layout, signed::Scope};
 
 use crate::{holders::Holders, rng::mix};
 
+/// Candidates from which on a zone elects owners. Lists of few change from one moment to the next while a swarm begins, and
+/// nodes with different lists leave pieces to each other; between zones that costs more than the bytes it saves.
+const ZONE_CANDIDATES_MIN: usize = 8;
+
 /// One scope's candidates, and the pieces that this node won among them.
 #[derive(Debug)]
 struct List {
@@ -35,19 +39,22 @@ pub(crate) struct Crossing<'a> {
 }
 
 impl Boundaries {
-    /// Takes the candidate list of `scope`; an empty one takes the boundary away.
-    pub(crate) fn set(&mut self, scope: Scope, ranks: &[u64]) {
+    /// Takes the candidate list of `scope`; an empty one takes the boundary away. Whether there was one that is gone.
+    pub(crate) fn set(&mut self, scope: Scope, ranks: &[u64]) -> bool {
+        let ranks = if scope == Scope::Zone && ranks.len() < ZONE_CANDIDATES_MIN { &[] } else { ranks };
         let place = match scope {
             Scope::Site => &mut self.site,
             Scope::Zone => &mut self.zone,
             Scope::Region => &mut self.region,
-            Scope::Fleet => return,
+            Scope::Fleet => return false,
         };
+        let had = place.is_some();
         match place {
             // What was won stays until the election.
             Some(old) if !ranks.is_empty() => old.ranks = ranks.into(),
             _ => *place = (!ranks.is_empty()).then(|| List { ranks: ranks.into(), owned: Box::default() }),
         }
+        had && ranks.is_empty()
     }
 
     /// Whether the node of that rank is a candidate anywhere.

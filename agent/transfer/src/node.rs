@@ -219,9 +219,9 @@ impl Node {
             Input::PeerHas { peer, blob, have } => self.peer_has(peer, blob, &have),
             Input::PeerGained { peer, blob, pieces } => self.peer_gained(peer, blob, &pieces),
             Input::Candidates { blob, scope, ranks } => {
-                // Without a list there is no boundary.
-                self.fill_due |= ranks.is_empty();
-                self.with_blob(blob, |b| b.boundaries.set(scope, &ranks));
+                // Where a boundary goes, anything may be taken.
+                let gone = self.blobs.get_mut(blob).is_some_and(|b| b.boundaries.set(scope, &ranks));
+                self.fill_due |= gone;
                 self.elect(blob);
             }
             Input::Progress { request, bytes: _ } => self.progress(request),
