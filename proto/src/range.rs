@@ -17,12 +17,19 @@ pub enum Selection {
     Unsatisfiable,
 }
 
-/// Reads a `Range` header against content of `size` bytes. A malformed header is ignored, as RFC 9110 §14.2 says.
+/// Reads a `Range` header against content of `size` bytes. A malformed header is ignored, as RFC 9110 §14.2 says; a range
+/// that ends before it starts selects nothing, which is what the OCI conformance suite expects of a registry.
 #[must_use]
 pub fn select(header: Option<&str>, size: u64) -> Selection {
     let Some(specs) = header.and_then(ranges) else { return Selection::Whole };
     let parts: Vec<_> = specs.into_iter().filter_map(|spec| spec.within(size)).collect();
-    if parts.is_empty() { Selection::Unsatisfiable } else { Selection::Parts(parts) }
+    let asked = parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.end - part.start));
+    match parts.len() {
+        0 => Selection::Unsatisfiable,
+        // Ranges that overlap would multiply what one small request costs.
+        2.. if asked > size => Selection::Whole,
+        _ => Selection::Parts(parts),
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +64,7 @@ fn spec(text: &str) -> Option<Spec> {
         (false, true) => number(first).map(|first| Spec::From(first, None)),
         (false, false) => {
             let (first, last) = (number(first)?, number(last)?);
-            (first <= last).then_some(Spec::From(first, Some(last)))
+            Some(if first <= last { Spec::From(first, Some(last)) } else { Spec::Last(0) })
         }
     }
 }
@@ -88,7 +95,9 @@ mod tests {
             (Some("bytes=500-600,0-0"), one(0..1)),
             (Some("bytes=-0"), Selection::Unsatisfiable),
             (Some("bytes=99999999999999999999-"), Selection::Unsatisfiable),
-            (Some("bytes=9-5"), Selection::Whole),
+            (Some("bytes=9-5"), Selection::Unsatisfiable),
+            (Some("bytes=9-5,1-2"), one(1..3)),
+            (Some("bytes=0-,0-"), Selection::Whole),
             (Some("bytes=a-b"), Selection::Whole),
             (Some("bytes=+1-2"), Selection::Whole),
             (Some("bytes="), Selection::Whole),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     keys::Fleet,
     metrics::{Metrics, Payload},
-    store::{Counts, Store, StoreError},
+    store::{Collected, Counts, Store, StoreError},
 };
 
 /// Longest command in bytes.
@@ -30,6 +30,9 @@ const LINE_MAX: u64 = 4096;
 const SESSIONS_MAX: usize = 8;
 /// Longest wait for a command or for the answer to one.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest wait for a command that goes through all that is stored.
+const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// How a seeder is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +119,7 @@ impl Admin {
                 let admin = Arc::clone(&self);
                 sessions.spawn(async move {
                     let _permit = permit;
-                    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, admin.session(stream)).await {
+                    if let Ok(Err(error)) = tokio::time::timeout(LONG_PATIENCE, admin.session(stream)).await {
                         tracing::debug!(%error, "an administrator's session ended early");
                     }
                 });
@@ -127,10 +130,20 @@ impl Admin {
     async fn session(&self, stream: UnixStream) -> io::Result<()> {
         let (read, mut write) = stream.into_split();
         let mut line = String::new();
-        BufReader::new(read.take(LINE_MAX)).read_line(&mut line).await?;
+        let command =
+            tokio::time::timeout(PATIENCE, async { BufReader::new(read.take(LINE_MAX)).read_line(&mut line).await });
+        command.await??;
         let answer = match line.trim() {
             "status" => match self.report().await {
                 Ok(report) => serde_json::json!({ "ok": report }),
+                Err(error) => serde_json::json!({ "error": error.to_string() }),
+            },
+            "gc" => match self.store.collect().await {
+                Ok(done) => serde_json::json!({ "ok": done }),
+                Err(error) => serde_json::json!({ "error": error.to_string() }),
+            },
+            "scrub" => match scrub(&*self.store).await {
+                Ok(found) => serde_json::json!({ "ok": found }),
                 Err(error) => serde_json::json!({ "error": error.to_string() }),
             },
             other => serde_json::json!({ "error": format!("unknown command {other:?}") }),
@@ -164,26 +177,76 @@ pub(crate) fn report(counts: &Counts, fleet: &Fleet) -> Report {
     }
 }
 
+/// What a scrub of the whole store found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Scrub {
+    /// Blobs and manifests that were hashed again.
+    pub checked: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that were damaged or lost, now in quarantine.
+    pub damaged: Vec<String>,
+}
+
+/// Hashes everything that is stored once more.
+///
+/// # Errors
+/// The store's list could not be read to its end.
+pub async fn scrub(store: &dyn Store) -> Result<Scrub, StoreError> {
+    let mut found = Scrub::default();
+    let mut after = None;
+    loop {
+        let step = store.scrub(after).await?;
+        found.checked += step.checked;
+        found.bytes += step.bytes;
+        found.damaged.extend(step.damaged.iter().map(ToString::to_string));
+        match step.last {
+            Some(last) => after = Some(last),
+            None => return Ok(found),
+        }
+    }
+}
+
 /// Asks the seeder that serves `dir` how it is.
 ///
 /// # Errors
 /// None runs, or it does not answer.
 pub async fn ask(dir: &Path) -> Result<Report, AskError> {
+    command(dir, "status", PATIENCE).await
+}
+
+/// Has the seeder that serves `dir` run one pass of its collector.
+///
+/// # Errors
+/// None runs, or it does not answer.
+pub async fn collect(dir: &Path) -> Result<Collected, AskError> {
+    command(dir, "gc", LONG_PATIENCE).await
+}
+
+/// Has the seeder that serves `dir` hash again all that it stores.
+///
+/// # Errors
+/// None runs, or it does not answer.
+pub async fn scrub_running(dir: &Path) -> Result<Scrub, AskError> {
+    command(dir, "scrub", LONG_PATIENCE).await
+}
+
+async fn command<T: DeserializeOwned>(dir: &Path, command: &str, patience: Duration) -> Result<T, AskError> {
     #[derive(Deserialize)]
-    struct Answer {
-        ok: Option<Report>,
+    struct Answer<T> {
+        ok: Option<T>,
         error: Option<String>,
     }
     let path = socket_path(dir);
     let asked = async {
         let mut stream = UnixStream::connect(&path).await?;
-        stream.write_all(b"status\n").await?;
+        stream.write_all(format!("{command}\n").as_bytes()).await?;
         let mut text = String::new();
         stream.take(1 << 20).read_to_string(&mut text).await?;
-        let answer: Answer = serde_json::from_str(&text).map_err(io::Error::other)?;
+        let answer: Answer<T> = serde_json::from_str(&text).map_err(io::Error::other)?;
         answer.ok.ok_or_else(|| io::Error::other(answer.error.unwrap_or_default()))
     };
-    let outcome = tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let outcome = tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     outcome.map_err(|error| {
         let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
         if nobody { AskError::NotRunning } else { AskError::Failed { path, error } }

@@ -7,7 +7,10 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{store::local::FREE_BYTES_MIN, swarm::Range};
+use crate::{
+    store::local::{FREE_BYTES_MIN, ledger::Times},
+    swarm::Range,
+};
 
 /// Read when no file is named, if it is there.
 pub const DEFAULT_FILE: &str = "/etc/shoal/seeder.toml";
@@ -57,6 +60,27 @@ pub struct Config {
     pub introduce_ranges: Vec<String>,
     /// What clients are granted.
     pub limits: Limits,
+    /// When content that nobody names is deleted.
+    pub gc: Gc,
+}
+
+/// When content that nobody names is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gc {
+    /// Seconds between two passes of the collector; 0 for none.
+    pub every_s: u64,
+    /// Milliseconds for which a blob that no manifest names is left alone after somebody last relied on it.
+    pub grace_ms: u64,
+    /// Milliseconds after that in which it can still be taken back: longer than any request takes.
+    pub deadline_ms: u64,
+}
+
+impl Default for Gc {
+    fn default() -> Self {
+        let Times { grace_ms, deadline_ms } = Times::default();
+        Self { every_s: 3600, grace_ms, deadline_ms }
+    }
 }
 
 /// What clients are granted.
@@ -86,6 +110,7 @@ impl Default for Config {
             insecure_open: false,
             introduce_ranges: Vec::new(),
             limits: Limits::default(),
+            gc: Gc::default(),
         }
     }
 }
@@ -184,7 +209,7 @@ mod tests {
         let example = include_str!("../seeder.example.toml");
         assert_eq!(parse(example).unwrap(), Config::default());
         let keys = example.lines().filter(|line| line.contains(" = ")).count();
-        assert_eq!(keys, 11, "every key is shown");
+        assert_eq!(keys, 14, "every key is shown");
     }
 
     #[test]

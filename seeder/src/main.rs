@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use shoal_seeder::{
     Config, Seeder, StartError,
-    admin::{self, AskError, Report},
+    admin::{self, AskError, Report, Scrub},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -32,6 +32,10 @@ enum Command {
     Serve(Serve),
     /// Tell how the seeder of a data directory is.
     Status(StatusArgs),
+    /// Run one pass of the collector now. What it condemns, a later pass deletes.
+    Gc(Common),
+    /// Hash all that is stored once more; exit 1 if something is damaged.
+    Scrub(Common),
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +122,24 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             raise_file_limit();
             runtime.block_on(serve(config))
         }
+        Command::Gc(args) => {
+            let config = config(&args, |_| {})?;
+            let done = match runtime.block_on(admin::collect(&config.data_dir)) {
+                Err(AskError::NotRunning) => {
+                    anyhow::bail!("no seeder serves {}; the collector runs with it", config.data_dir.display())
+                }
+                done => done?,
+            };
+            say(&mut std::io::stdout(), &serde_json::to_string(&done)?);
+            Ok(())
+        }
+        Command::Scrub(args) => {
+            let config = config(&args, |_| {})?;
+            let found = runtime.block_on(scrub(&config))?;
+            say(&mut std::io::stdout(), &serde_json::to_string(&found)?);
+            anyhow::ensure!(found.damaged.is_empty(), "{} blobs are damaged; push them again", found.damaged.len());
+            Ok(())
+        }
         Command::Status(args) => {
             let config = config(&args.common, |_| {})?;
             let report = runtime.block_on(status(&config))?;
@@ -184,6 +206,13 @@ async fn status(config: &Config) -> anyhow::Result<Report> {
             Ok(Seeder::inspect(config).await?)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+async fn scrub(config: &Config) -> anyhow::Result<Scrub> {
+    match admin::scrub_running(&config.data_dir).await {
+        Err(AskError::NotRunning) => Ok(Seeder::scrub(config).await?),
+        found => Ok(found?),
     }
 }
 

@@ -27,14 +27,17 @@ use crate::{
     metrics::Metrics,
     status::Status,
     store::{
-        Store, StoreError,
-        local::{Local, OpenError},
+        Collected, Store, StoreError,
+        local::{Local, OpenError, ledger::Times},
     },
     swarm::AddressRule,
 };
 
 /// How often uploads are looked through for abandoned ones.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Added to the deadline of what was condemned, so that the next pass does not come a moment too early.
+const GC_SLACK: Duration = Duration::from_millis(100);
 
 /// Why the seeder does not start.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +102,11 @@ impl Seeder {
         let mut tasks = JoinSet::new();
         tasks.spawn(shoal_http::serve(listeners, registry, limits, stop.clone().cancelled_owned()));
         tasks.spawn(expire_uploads(Arc::clone(&store), config.limits.upload_idle_s, stop.clone()));
+        if config.gc.every_s > 0 {
+            let (every, deadline) =
+                (Duration::from_secs(config.gc.every_s), Duration::from_millis(config.gc.deadline_ms));
+            tasks.spawn(collect(Arc::clone(&store), every, deadline, stop.clone()));
+        }
         let admin = Arc::new(Admin {
             store: Arc::clone(&store),
             metrics: Arc::clone(&metrics),
@@ -134,6 +142,17 @@ impl Seeder {
         })
     }
 
+    /// Hashes again what the store of `config` holds, when no seeder serves it.
+    ///
+    /// # Errors
+    /// The store cannot be opened or read.
+    pub async fn scrub(config: &Config) -> Result<admin::Scrub, StartError> {
+        let (store, _fleet) = open(config).await?;
+        let found = admin::scrub(&*store).await?;
+        store.close().await;
+        Ok(found)
+    }
+
     /// How the store of `config` is when no seeder serves it.
     ///
     /// # Errors
@@ -148,7 +167,8 @@ impl Seeder {
 
 async fn open(config: &Config) -> Result<(Arc<dyn Store>, Arc<Fleet>), StartError> {
     let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
-    let opened = tokio::task::spawn_blocking(move || Local::open(&dir, free)).await;
+    let times = Times { grace_ms: config.gc.grace_ms, deadline_ms: config.gc.deadline_ms };
+    let opened = tokio::task::spawn_blocking(move || Local::open_with(&dir, free, times)).await;
     let store: Arc<dyn Store> = Arc::new(opened.map_err(StoreError::failed("open"))??);
     store.expire_uploads(config.limits.upload_idle_s).await?;
     let fleet = Arc::new(Fleet::load(&config.data_dir, &*store).await?);
@@ -202,6 +222,29 @@ async fn expire_uploads(store: Arc<dyn Store>, idle_s: u64, stop: CancellationTo
             Ok(0) => {}
             Ok(expired) => tracing::info!(expired, "abandoned uploads cancelled"),
             Err(error) => tracing::error!(%error, "abandoned uploads could not be cancelled"),
+        }
+    }
+}
+
+/// Runs the collector: every so often, and once more as soon as what it condemned may be deleted.
+async fn collect(store: Arc<dyn Store>, every: Duration, deadline: Duration, stop: CancellationToken) {
+    let mut wait = every;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = every;
+        match store.collect().await {
+            Ok(done) => {
+                if done != Collected::default() {
+                    tracing::info!(?done, "garbage collected");
+                }
+                if done.condemned > 0 {
+                    wait = every.min(deadline + GC_SLACK);
+                }
+            }
+            Err(error) => tracing::error!(%error, "the collector stopped early; nothing that is in use was deleted"),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{fs::File, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use shoal_proto::{
     Digest,
     digest::Algorithm,
@@ -185,6 +186,8 @@ pub struct NewManifest {
     pub manifest: Manifest,
     /// Blobs that the repository must hold.
     pub blobs: Vec<Digest>,
+    /// Blobs that it names and that the repository need not hold.
+    pub foreign: Vec<Digest>,
     /// Manifests that the repository must hold.
     pub manifests: Vec<Digest>,
     /// The manifest that this one refers to, which need not exist, and this one's descriptor as the referrers list of
@@ -230,6 +233,38 @@ pub struct Counts {
     pub blobs: u64,
     /// Open upload sessions.
     pub uploads: u64,
+}
+
+/// What a pass of the collector did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Collected {
+    /// Blobs of repositories that were condemned.
+    pub condemned: u64,
+    /// Condemnations that somebody took back since the pass before.
+    pub taken_back: u64,
+    /// Blobs that were taken out of a repository.
+    pub links: u64,
+    /// Blobs and manifests whose bytes were deleted.
+    pub blobs: u64,
+    /// How many bytes that were.
+    pub bytes: u64,
+    /// Files without records that were deleted.
+    pub strays: u64,
+    /// Condemned blobs whose time has not come.
+    pub waiting: usize,
+}
+
+/// What was found when stored content was hashed again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scrubbed {
+    /// Where to go on; none at the end.
+    pub last: Option<Digest>,
+    /// Blobs and manifests that were looked at.
+    pub checked: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those that were damaged or lost. They are in quarantine: not there for clients, and back with the next push.
+    pub damaged: Vec<Digest>,
 }
 
 /// Takes the bytes of one request into an upload. Dropped early, the session keeps what was written.
@@ -290,8 +325,15 @@ pub trait Store: Send + Sync + 'static {
     fn manifest<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<Manifest>>;
     /// Takes a manifest out of the repository, and every tag that points to it; the tags, or none if it was not there.
     fn delete_manifest<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Option<Vec<Tag>>>;
-    /// Descriptors of the manifests whose subject is `digest`.
-    fn referrers<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Vec<Bytes>>;
+    /// Up to `n` manifests whose subject is `digest`, after `last`: their digests and descriptors. A page ends early where
+    /// its descriptors take more than a client reads at once.
+    fn referrers<'a>(
+        &'a self,
+        repository: &'a Repository,
+        digest: Digest,
+        n: usize,
+        last: Option<Digest>,
+    ) -> Op<'a, Page<(Digest, Bytes)>>;
 
     /// Where a tag points.
     fn tag<'a>(&'a self, repository: &'a Repository, tag: &'a Tag) -> Op<'a, Option<TagEntry>>;
@@ -312,6 +354,10 @@ pub trait Store: Send + Sync + 'static {
     fn secrets(&self) -> Op<'_, Option<Vec<u8>>>;
     /// Keeps the fleet's secrets.
     fn put_secrets(&self, secrets: Vec<u8>) -> Op<'_, ()>;
+    /// Deletes what nobody can reach any more and what nobody has relied on for long, while serving: one pass.
+    fn collect(&self) -> Op<'_, Collected>;
+    /// Hashes some of the stored content again, after `after` in an order of the store's own.
+    fn scrub(&self, after: Option<Digest>) -> Op<'_, Scrubbed>;
     /// How much is stored.
     fn counts(&self) -> Op<'_, Counts>;
     /// Waits for the work that outlived its requests. To be called once, when no request is left.

@@ -102,14 +102,15 @@ async fn ranges_are_answered_as_rfc_9110_says() -> Result<()> {
     let bytes = blob.bytes()?;
     let target = format!("/v2/{REPOSITORY}/blobs/{}", blob.digest);
     let end = bytes.len();
-    // A Range that cannot be read is ignored (14.2); one that no byte fits is 416 (15.5.17).
+    // A Range that cannot be read is ignored (14.2); one that no byte fits is 416 (15.5.17). One that ends before it starts
+    // might be ignored as well; the OCI suite expects 416.
     let cases: [(&str, u16, std::ops::Range<usize>); 8] = [
         ("bytes=0-0", 206, 0..1),
         ("bytes=5-1048577", 206, 5..1_048_578),
         ("bytes=2097150-", 206, end - 2..end),
         ("bytes=-7", 206, end - 7..end),
         ("bytes=10-99999999", 206, 10..end),
-        ("bytes=9-2", 200, 0..end),
+        ("bytes=9-2", 416, 0..0),
         ("pieces=1-2", 200, 0..end),
         ("bytes=2097152-", 416, 0..0),
     ];

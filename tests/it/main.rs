@@ -2,6 +2,7 @@
 mod bad_input;
 mod cli;
 mod clients;
+mod conformance;
 mod corruption;
 mod disk_full;
 mod harness;
@@ -9,6 +10,7 @@ mod images;
 mod memory;
 mod outage;
 mod push_pull;
+mod registry_crash;
 mod restart;
 mod swarm;
 mod tidy;

@@ -171,6 +171,13 @@ impl Suite {
         self
     }
 
+    /// Those whose names begin with one of `prefixes`.
+    #[must_use]
+    pub fn starting_with(mut self, prefixes: &[&str]) -> Self {
+        self.rules.retain(|rule| prefixes.iter().any(|prefix| rule.name.starts_with(prefix)));
+        self
+    }
+
     /// The rules, in the order of their tables.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {

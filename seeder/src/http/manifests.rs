@@ -9,7 +9,9 @@ use shoal_proto::{
     oci::ErrorCode,
 };
 
-use super::{Answer, Asked, DIGEST, Registry, bare, blobs::not_modified, etag, store_failed, value};
+use super::{
+    Answer, Asked, DIGEST, Registry, bare, blobs::not_modified, etag, query::encode, store_failed, tags, value,
+};
 use crate::{
     events::Event,
     hash::Sha,
@@ -22,6 +24,8 @@ use crate::{
 pub(super) const BODIES_MAX: usize = 8;
 /// Tags that one push may set (`?tag=`).
 const TAGS_MAX: usize = 32;
+/// Pages of referrers that one request goes through to find one of the type that it asks for.
+const FILTERED_PAGES_MAX: usize = 16;
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -73,10 +77,11 @@ impl Registry {
         let parsed = Parsed::read(content_type(asked), &bytes);
         let parsed = parsed.map_err(|error| ApiError::new(ErrorCode::ManifestInvalid, error.to_string()))?;
         let referrer = parsed.subject.map(|subject| (subject, parsed.referrer(digest, bytes.len() as u64).into()));
-        let needed = parsed.blobs.iter().filter(|blob| !blob.is_foreign()).map(|blob| blob.digest);
+        let (foreign, needed): (Vec<_>, Vec<_>) = parsed.blobs.iter().partition(|blob| blob.is_foreign());
         let new = NewManifest {
             manifest: Manifest { digest, media_type: parsed.media_type.clone(), bytes },
-            blobs: needed.collect(),
+            blobs: needed.into_iter().map(|blob| blob.digest).collect(),
+            foreign: foreign.into_iter().map(|blob| blob.digest).collect(),
             manifests: parsed.manifests.iter().map(|manifest| manifest.digest).collect(),
             referrer,
         };
@@ -149,17 +154,35 @@ impl Registry {
     }
 
     pub(super) async fn list_referrers(&self, name: &Repository, subject: Digest, asked: &Asked) -> Answer {
-        let all = self.store.referrers(name, subject).await.map_err(|e| store_failed(&e))?;
-        let mut manifests: Vec<Referrer> = all.iter().filter_map(|json| serde_json::from_slice(json).ok()).collect();
+        let n = tags::page_len(asked)?;
+        let mut last = asked.query.first("last").map(str::parse::<Digest>).transpose().map_err(|error| {
+            ApiError::new(ErrorCode::DigestInvalid, format!("last is the digest before the page: {error}"))
+        })?;
         let filter = asked.query.first("artifactType");
-        if let Some(wanted) = filter {
-            manifests.retain(|manifest| manifest.artifact_type.as_deref() == Some(wanted));
+        let mut manifests: Vec<Referrer> = Vec::new();
+        let mut more = true;
+        // Pages of which the filter leaves nothing are gone through here rather than by the client.
+        for _ in 0..FILTERED_PAGES_MAX {
+            let page = self.store.referrers(name, subject, n, last).await.map_err(|e| store_failed(&e))?;
+            more = page.more;
+            last = page.items.last().map(|(digest, _)| *digest).or(last);
+            let listed = page.items.iter().filter_map(|(_, json)| serde_json::from_slice::<Referrer>(json).ok());
+            manifests
+                .extend(listed.filter(|one| filter.is_none_or(|wanted| one.artifact_type.as_deref() == Some(wanted))));
+            if !more || !manifests.is_empty() {
+                break;
+            }
         }
         let index = serde_json::json!({ "schemaVersion": 2, "mediaType": REFERRERS_TYPE, "manifests": manifests });
         let mut reply = super::json(&index);
         reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(REFERRERS_TYPE));
         if filter.is_some() {
             reply.headers_mut().insert(OCI_FILTERS, HeaderValue::from_static("artifactType"));
+        }
+        if let (true, Some(last)) = (more, last) {
+            let kind = filter.map(|wanted| format!("artifactType={}&", encode(wanted))).unwrap_or_default();
+            let link = format!("</v2/{name}/referrers/{subject}?{kind}n={n}&last={last}>; rel=\"next\"");
+            reply.headers_mut().insert(header::LINK, value(&link));
         }
         Ok(reply)
     }

@@ -27,7 +27,7 @@ impl Registry {
     }
 }
 
-fn page_len(asked: &Asked) -> Result<usize, ApiError> {
+pub(super) fn page_len(asked: &Asked) -> Result<usize, ApiError> {
     match asked.query.first("n") {
         None => Ok(PAGE_MAX),
         Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {

@@ -6,6 +6,7 @@
 //! <data>/db/                RocksDB (`tables.rs`)
 //! <data>/blobs/<algorithm>/<first two hex digits>/<hex>
 //! <data>/uploads/<session>  bytes of uploads that are not blobs yet
+//! <data>/quarantine/        content that was found damaged
 //! ```
 //!
 //! **Crashes.** A blob's bytes are synced before its file gets its name, the directory is synced before the records are
@@ -23,7 +24,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, RwLock, atomic::AtomicU64},
 };
 
 use bytes::Bytes;
@@ -38,15 +39,25 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::store::{
-    Append, AppendError, BeginError, Blob, BlobInfo, CommitError, Counts, Expected, Manifest, MoveTagError,
-    NewManifest, Op, Page, PutManifestError, Sign, Store, StoreError, TagEntry,
+    Append, AppendError, BeginError, Blob, BlobInfo, Collected, CommitError, Counts, Expected, Manifest, MoveTagError,
+    NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, TagEntry,
 };
+use crate::time::monotonic_ms;
 use append::UNWRITTEN_MAX;
+use gc::GUARDS;
+use ledger::{Ledger, Times};
 use tables::{META_SECRETS, META_TAG_COUNTER, Table, Tables};
 use uploads::Session;
 
 mod append;
+mod gc;
+pub mod ledger;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod race;
 mod records;
+mod scrub;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -93,6 +104,13 @@ struct Inner {
     free_bytes_min: u64,
     /// What runs on blocking threads: it may outlive the request that asked for it, but not the store.
     jobs: TaskTracker,
+    /// Locks over digests, see `gc.rs`.
+    guards: [RwLock<()>; GUARDS],
+    ledger: Mutex<Ledger>,
+    /// What the keys of the ledger are made with.
+    hashing: std::hash::RandomState,
+    /// Held by whoever deletes content, or must not have it deleted.
+    collecting: Mutex<()>,
     /// Held while the store is open.
     _lock: File,
 }
@@ -104,9 +122,17 @@ impl Local {
     /// # Errors
     /// The directory cannot be used, another process uses it, or the database does not open.
     pub fn open(dir: &Path, free_bytes_min: u64) -> Result<Self, OpenError> {
+        Self::open_with(dir, free_bytes_min, Times::default())
+    }
+
+    /// The same, with the times of the collector.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(dir: &Path, free_bytes_min: u64, times: Times) -> Result<Self, OpenError> {
         make_dir(dir)?;
         let lock = lock(dir)?;
-        for part in ["uploads", "blobs", "blobs/sha256", "blobs/sha512"] {
+        for part in ["uploads", "quarantine", "blobs", "blobs/sha256", "blobs/sha512"] {
             make_dir(&dir.join(part))?;
         }
         let tables = Tables::open(&dir.join("db"))?;
@@ -123,8 +149,13 @@ impl Local {
             tag_counter: AtomicU64::new(counter),
             free_bytes_min,
             jobs: TaskTracker::new(),
+            guards: [const { RwLock::new(()) }; GUARDS],
+            ledger: Mutex::new(Ledger::new(times, monotonic_ms())),
+            hashing: std::hash::RandomState::new(),
+            collecting: Mutex::default(),
             _lock: lock,
         };
+        inner.index()?;
         let strays = inner.remove_stray_uploads()?;
         if strays > 0 {
             tracing::info!(strays, "removed files of uploads that no session knows");
@@ -209,14 +240,22 @@ impl Store for Local {
         upload: &'a UploadId,
         at: Option<u64>,
     ) -> Op<'a, Box<dyn Append>, AppendError> {
-        on_blocking!(self, [repository, upload], inner => {
+        let started = on_blocking!(self, [repository, upload], inner => {
             let appender = inner.start_append(&repository, &upload, at)?;
             Ok::<Box<dyn Append>, AppendError>(Box::new(appender))
+        });
+        Box::pin(async move {
+            self.0.settled(upload).await;
+            started.await
         })
     }
 
     fn upload_len<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, u64, AppendError> {
-        on_blocking!(self, [repository, upload], inner => inner.len_of_upload(&repository, &upload))
+        let len = on_blocking!(self, [repository, upload], inner => inner.len_of_upload(&repository, &upload));
+        Box::pin(async move {
+            self.0.settled(upload).await;
+            len.await
+        })
     }
 
     fn cancel_upload<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, (), AppendError> {
@@ -230,7 +269,12 @@ impl Store for Local {
         digest: Digest,
         sign: Sign,
     ) -> Op<'a, BlobInfo, CommitError> {
-        on_blocking!(self, [repository, upload], inner => inner.commit(&repository, &upload, digest, &sign))
+        let committed =
+            on_blocking!(self, [repository, upload], inner => inner.commit(&repository, &upload, digest, &sign));
+        Box::pin(async move {
+            self.0.settled(upload).await;
+            committed.await
+        })
     }
 
     fn expire_uploads(&self, age_s: u64) -> Op<'_, usize> {
@@ -278,8 +322,14 @@ impl Store for Local {
         on_blocking!(self, [repository], inner => inner.remove_manifest(&repository, &digest))
     }
 
-    fn referrers<'a>(&'a self, repository: &'a Repository, digest: Digest) -> Op<'a, Vec<Bytes>> {
-        on_blocking!(self, [repository], inner => inner.referrers_of(&repository, &digest))
+    fn referrers<'a>(
+        &'a self,
+        repository: &'a Repository,
+        digest: Digest,
+        n: usize,
+        last: Option<Digest>,
+    ) -> Op<'a, Page<(Digest, Bytes)>> {
+        on_blocking!(self, [repository], inner => inner.referrers_of(&repository, &digest, n, last))
     }
 
     fn tag<'a>(&'a self, repository: &'a Repository, tag: &'a Tag) -> Op<'a, Option<TagEntry>> {
@@ -323,6 +373,14 @@ impl Store for Local {
             self.0.jobs.close();
             self.0.jobs.wait().await;
         })
+    }
+
+    fn collect(&self) -> Op<'_, Collected> {
+        on_blocking!(self, [], inner => inner.collect())
+    }
+
+    fn scrub(&self, after: Option<Digest>) -> Op<'_, Scrubbed> {
+        on_blocking!(self, [], inner => inner.scrub_after(after))
     }
 
     fn counts(&self) -> Op<'_, Counts> {

@@ -15,8 +15,8 @@ use shoal_proto::{
 use super::{
     Inner,
     tables::{
-        BlobRecord, META_TAG_COUNTER, ManifestRecord, Place, Table, TagRow, decode, digest_key, repository_key,
-        repository_prefix,
+        BlobRecord, META_TAG_COUNTER, ManifestRecord, Place, Table, TagRow, decode, digest_key, holder_key, key_digest,
+        odd_key, repository_key, repository_prefix,
     },
     uploads::{facts, put_facts},
 };
@@ -25,8 +25,8 @@ use crate::store::{
     StoreError, TagEntry,
 };
 
-/// Most referrers of one subject that are listed.
-const REFERRERS_MAX: usize = 1000;
+/// Bytes of descriptors on one page of referrers, unless one alone has more: clients take 4 MiB of a manifest.
+const REFERRERS_PAGE_LEN: usize = 2 << 20;
 
 impl Inner {
     /// What is known of content, whoever it belongs to: for the store's own use.
@@ -34,12 +34,17 @@ impl Inner {
         Ok(self.blob_record(digest)?.map(|record| info_of(*digest, record)))
     }
 
-    fn blob_record(&self, digest: &Digest) -> Result<Option<BlobRecord>, StoreError> {
+    pub(super) fn blob_record(&self, digest: &Digest) -> Result<Option<BlobRecord>, StoreError> {
         self.tables.record(Table::Blob, &digest_key(digest))
     }
 
     fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
         self.tables.has(Table::Link, &repository_key(repository, &digest_key(digest)))
+    }
+
+    /// Linked, and the content is not in quarantine.
+    fn is_readable(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.has_blob(repository, digest)? && self.tables.has(Table::Blob, &digest_key(digest))?)
     }
 
     fn has_manifest(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
@@ -51,10 +56,14 @@ impl Inner {
     }
 
     pub(super) fn linked_info(&self, repository: &Repository, digest: &Digest) -> Result<Option<BlobInfo>, StoreError> {
+        let _collector_waits = self.rely(digest);
+        self.touch(repository, digest);
         if self.has_blob(repository, digest)? { self.info(digest) } else { Ok(None) }
     }
 
     pub(super) fn read_blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let _collector_waits = self.rely(digest);
+        self.touch(repository, digest);
         if !self.has_blob(repository, digest)? {
             return Ok(None);
         }
@@ -75,10 +84,14 @@ impl Inner {
     }
 
     pub(super) fn link(&self, from: &Repository, to: &Repository, digest: &Digest) -> Result<bool, StoreError> {
-        if !self.has_blob(from, digest)? {
+        let _collector_waits = self.rely(digest);
+        self.touch(from, digest);
+        self.touch(to, digest);
+        if !self.is_readable(from, digest)? {
             return Ok(false);
         }
         let mut batch = self.tables.batch();
+        batch.put(Table::Holder, &holder_key(digest, Table::Link, to), b"");
         batch.put(Table::Link, &repository_key(to, &digest_key(digest)), b"");
         batch.put(Table::Repository, to.as_str().as_bytes(), b"");
         batch.commit()?;
@@ -91,6 +104,7 @@ impl Inner {
         if there {
             let mut batch = self.tables.batch();
             batch.delete(Table::Link, &repository_key(repository, &digest_key(digest)));
+            batch.delete(Table::Holder, &holder_key(digest, Table::Link, repository));
             batch.commit()?;
         }
         Ok(there)
@@ -125,9 +139,11 @@ impl Inner {
     ) -> Result<(), PutManifestError> {
         self.check_room()?;
         let _changing = self.stripe(repository);
+        let _collector_waits = self.rely_all(new.blobs.iter().chain([&new.manifest.digest]));
         let mut missing = Vec::new();
         for digest in &new.blobs {
-            if !self.has_blob(repository, digest)? {
+            self.touch(repository, digest);
+            if !self.is_readable(repository, digest)? {
                 missing.push(*digest);
             }
         }
@@ -154,6 +170,10 @@ impl Inner {
         let record = ManifestRecord { media_type: media_type.clone(), subject };
         batch.put_record(Table::Manifest, &repository_key(repository, &key), &record);
         batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
+        batch.put(Table::Holder, &holder_key(digest, Table::Manifest, repository), b"");
+        for blob in new.blobs.iter().chain(&new.foreign) {
+            batch.put(Table::Reference, &repository_key(repository, &[digest_key(blob), key.clone()].concat()), b"");
+        }
         if let Some((subject, descriptor)) = &new.referrer {
             batch.put(Table::Referrer, &referrer_key(repository, subject, digest), descriptor);
         }
@@ -167,8 +187,11 @@ impl Inner {
         digest: &Digest,
     ) -> Result<Option<Manifest>, StoreError> {
         let key = repository_key(repository, &digest_key(digest));
+        let _collector_waits = self.rely(digest);
         let Some(record) = self.tables.record::<ManifestRecord>(Table::Manifest, &key)? else { return Ok(None) };
-        Ok(Some(Manifest { digest: *digest, media_type: record.media_type, bytes: self.content(digest)? }))
+        // Without content it is in quarantine.
+        let content = self.tables.get(Table::Content, &digest_key(digest))?;
+        Ok(content.map(|bytes| Manifest { digest: *digest, media_type: record.media_type, bytes: bytes.into() }))
     }
 
     pub(super) fn remove_manifest(
@@ -181,6 +204,7 @@ impl Inner {
         let Some(record) = self.tables.record::<ManifestRecord>(Table::Manifest, &key)? else { return Ok(None) };
         let mut batch = self.tables.batch();
         batch.delete(Table::Manifest, &key);
+        batch.delete(Table::Holder, &holder_key(digest, Table::Manifest, repository));
         if let Some(subject) = &record.subject {
             batch.delete(Table::Referrer, &referrer_key(repository, subject, digest));
         }
@@ -198,10 +222,29 @@ impl Inner {
         Ok(Some(tags))
     }
 
-    pub(super) fn referrers_of(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Bytes>, StoreError> {
+    pub(super) fn referrers_of(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        n: usize,
+        last: Option<Digest>,
+    ) -> Result<Page<(Digest, Bytes)>, StoreError> {
         let prefix = repository_key(repository, &digest_key(subject));
-        let items = self.tables.scan(Table::Referrer, &prefix, &prefix);
-        items.take(REFERRERS_MAX).map(|item| Ok(Bytes::from(item?.1.into_vec()))).collect()
+        let from = last.map_or_else(|| prefix.clone(), |last| [&*prefix, &digest_key(&last)].concat());
+        let (mut items, mut len) = (Vec::new(), 0);
+        for item in self.tables.scan(Table::Referrer, &prefix, &from) {
+            let (key, descriptor) = item?;
+            let digest = key_digest(&key[prefix.len()..]).ok_or_else(|| odd_key(&key))?;
+            if Some(digest) == last {
+                continue;
+            }
+            len += descriptor.len();
+            if items.len() >= n || (!items.is_empty() && len > REFERRERS_PAGE_LEN) {
+                return Ok(Page { items, more: true });
+            }
+            items.push((digest, Bytes::from(descriptor.into_vec())));
+        }
+        Ok(Page { items, more: false })
     }
 
     pub(super) fn read_tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<TagEntry>, StoreError> {

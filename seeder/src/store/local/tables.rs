@@ -15,6 +15,8 @@
 //! | `tag.1` | repository, tag | [`TagRow`] |
 //! | `repository.1` | repository | nothing |
 //! | `upload.1` | session | [`UploadRecord`] |
+//! | `reference.1` | repository, blob, manifest | nothing: the manifest names the blob, unless the manifest is gone |
+//! | `holder.1` | digest, `b` or `m`, repository | nothing: the digest is a blob or a manifest of the repository |
 
 use std::path::Path;
 
@@ -57,10 +59,12 @@ pub(crate) enum Table {
     Tag,
     Repository,
     Upload,
+    Reference,
+    Holder,
 }
 
 impl Table {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Meta,
         Self::Blob,
         Self::Content,
@@ -71,6 +75,8 @@ impl Table {
         Self::Tag,
         Self::Repository,
         Self::Upload,
+        Self::Reference,
+        Self::Holder,
     ];
 
     const fn name(self) -> &'static str {
@@ -85,6 +91,8 @@ impl Table {
             Self::Tag => "tag.1",
             Self::Repository => "repository.1",
             Self::Upload => "upload.1",
+            Self::Reference => "reference.1",
+            Self::Holder => "holder.1",
         }
     }
 }
@@ -93,6 +101,9 @@ impl Table {
 pub(crate) const META_SECRETS: &[u8] = b"secrets";
 /// `meta.1`: the highest tag counter in use, a `u64` in little-endian order.
 pub(crate) const META_TAG_COUNTER: &[u8] = b"tag counter";
+
+/// `meta.1`: `reference.1` and `holder.1` are complete. Stores of the first version lack them.
+pub(crate) const META_INDEXED: &[u8] = b"indexed";
 
 /// Content that is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -145,6 +156,21 @@ pub(crate) fn digest_key(digest: &Digest) -> Vec<u8> {
     [&[algorithm], digest.as_bytes()].concat()
 }
 
+/// The digest of a key that is one.
+pub(crate) fn key_digest(key: &[u8]) -> Option<Digest> {
+    let (algorithm, value) = key.split_first()?;
+    match algorithm {
+        0 => Some(Digest::sha256(value.try_into().ok()?)),
+        1 => Some(Digest::sha512(value.try_into().ok()?)),
+        _ => None,
+    }
+}
+
+/// A key that this program cannot have written.
+pub(crate) fn odd_key(key: &[u8]) -> StoreError {
+    StoreError::failed("understand a key")(hex::encode(key))
+}
+
 /// What all keys of a repository start with: its name and a zero byte, which no name holds.
 pub(crate) fn repository_prefix(repository: &Repository) -> Vec<u8> {
     [repository.as_str().as_bytes(), &[0]].concat()
@@ -153,6 +179,19 @@ pub(crate) fn repository_prefix(repository: &Repository) -> Vec<u8> {
 /// A key of something in a repository.
 pub(crate) fn repository_key(repository: &Repository, rest: &[u8]) -> Vec<u8> {
     [repository.as_str().as_bytes(), &[0], rest].concat()
+}
+
+/// A key that says who holds content: `of` is [`Table::Link`] or [`Table::Manifest`].
+pub(crate) fn holder_key(digest: &Digest, of: Table, repository: &Repository) -> Vec<u8> {
+    let kind = if of == Table::Link { b"b" } else { b"m" };
+    [&digest_key(digest), kind.as_slice(), repository.as_str().as_bytes()].concat()
+}
+
+/// The repository that a key begins with, and what follows.
+pub(crate) fn split_repository(key: &[u8]) -> Option<(Repository, &[u8])> {
+    let at = key.iter().position(|byte| *byte == 0)?;
+    let name = std::str::from_utf8(&key[..at]).ok()?;
+    Some((name.parse().ok()?, &key[at + 1..]))
 }
 
 /// A key and its value.

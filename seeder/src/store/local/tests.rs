@@ -17,16 +17,16 @@ use crate::store::{
     AppendError, CommitError, Expected, Manifest, MoveTagError, NewManifest, PutManifestError, Sign, Store,
 };
 
-fn sign() -> Sign {
+pub(super) fn sign() -> Sign {
     let key = SigningKey::from_bytes(&[1; 32]);
     Arc::new(move |statement: &Statement| Envelope::sign(statement, &key))
 }
 
-fn name(text: &str) -> Repository {
+pub(super) fn name(text: &str) -> Repository {
     text.parse().unwrap()
 }
 
-async fn push(store: &dyn Store, repository: &Repository, content: &Bytes) -> Digest {
+pub(super) async fn push(store: &dyn Store, repository: &Repository, content: &Bytes) -> Digest {
     let digest = Digest::of(content);
     let upload = store.begin_upload(repository, Algorithm::Sha256).await.unwrap();
     let mut append = store.append(repository, &upload, None).await.unwrap();
@@ -40,7 +40,7 @@ async fn push(store: &dyn Store, repository: &Repository, content: &Bytes) -> Di
 
 fn manifest(bytes: &'static [u8], blobs: Vec<Digest>) -> NewManifest {
     let manifest = Manifest { digest: Digest::of(bytes), media_type: "x/y".into(), bytes: bytes.into() };
-    NewManifest { manifest, blobs, manifests: Vec::new(), referrer: None }
+    NewManifest { manifest, blobs, foreign: Vec::new(), manifests: Vec::new(), referrer: None }
 }
 
 /// The contract, for any store.

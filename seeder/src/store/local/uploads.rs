@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -29,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Inner,
-    tables::{BlobRecord, Place, Table, UploadRecord, digest_key, repository_key},
+    tables::{BlobRecord, Place, Table, UploadRecord, digest_key, holder_key, repository_key},
 };
 use crate::{
     hash::Sha,
@@ -43,6 +44,8 @@ pub(crate) const INLINE_MAX: usize = 64 << 10;
 pub(crate) const UPLOADS_MAX: usize = 1024;
 /// A session that was idle for so many seconds makes room for a new one when there are too many.
 const EVICT_IDLE_S: u64 = 600;
+/// How long a request waits for another that adds bytes to the same upload: writing a batch takes no longer.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
 /// Buffer for reading a session's file again.
 const REREAD_LEN: usize = 256 << 10;
 
@@ -238,6 +241,15 @@ impl Inner {
         Ok(Some(session).filter(|session| session.repository == *repository))
     }
 
+    /// Waits a little until nobody adds bytes to an upload: a client whose connection broke comes back at once, while the
+    /// last of what it sent is still being written.
+    pub(super) async fn settled(&self, upload: &UploadId) {
+        let claim = self.sessions().get(upload).map(|session| Arc::clone(&session.claim));
+        if let Some(claim) = claim {
+            let _free_or_late = tokio::time::timeout(CLAIM_PATIENCE, claim.acquire()).await;
+        }
+    }
+
     pub(super) fn claim(
         &self,
         repository: &Repository,
@@ -353,8 +365,11 @@ impl Inner {
         path: &PathBuf,
         sign: &Sign,
     ) -> Result<BlobInfo, StoreError> {
+        let _collector_waits = self.rely(&digest);
+        self.touch(repository, &digest);
         let mut batch = self.tables.batch();
         batch.put(Table::Link, &repository_key(repository, &digest_key(&digest)), b"");
+        batch.put(Table::Holder, &holder_key(&digest, Table::Link, repository), b"");
         batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
         batch.delete(Table::Upload, upload.as_str().as_bytes());
         if let Some(known) = self.info(&digest)? {

@@ -1,0 +1,216 @@
+//! Clients against the collector, on a real store: what was acknowledged stays.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use shoal_proto::{Digest, name::Repository};
+use tokio::task::JoinSet;
+
+use super::{
+    Local, Times,
+    tests::{name, push, sign},
+};
+use crate::store::{Collected, Manifest, NewManifest, PutManifestError, Store};
+
+const CLIENTS: u64 = 6;
+const TIMES: Times = Times { grace_ms: 1000, deadline_ms: 500 };
+/// Enough that a race would show: deletions, and condemnations that somebody took back in time.
+const ENOUGH: (u64, u64) = (1000, 50);
+const LONGEST: Duration = Duration::from_secs(60);
+/// Blobs back from the newest that clients come back to: around the moment of their condemnation.
+const REACH: u64 = 10_000;
+
+struct World {
+    store: Local,
+    next: AtomicU64,
+    deleted: AtomicU64,
+    taken_back: AtomicU64,
+}
+
+fn content(number: u64) -> Bytes {
+    // Every eighth is a file.
+    let len = if number.is_multiple_of(8) { 70_000 } else { 100 };
+    number.to_le_bytes().into_iter().cycle().take(len).collect()
+}
+
+fn home(number: u64) -> Repository {
+    name(&format!("r{}", number % 4))
+}
+
+impl World {
+    fn is_enough(&self) -> bool {
+        self.deleted.load(Ordering::Relaxed) >= ENOUGH.0 && self.taken_back.load(Ordering::Relaxed) >= ENOUGH.1
+    }
+
+    /// Pushes, mounts, names and deletes until it is enough; returns the manifests that must be there, with their blobs.
+    async fn client(&self, me: u64, until: Instant) -> HashMap<(String, Digest), Digest> {
+        let mut live = HashMap::new();
+        let mut random = me + 1;
+        while !self.is_enough() && Instant::now() < until {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let newest = self.next.load(Ordering::Relaxed);
+            let old = newest.saturating_sub((random >> 33) % REACH);
+            match (random >> 20) % 8 {
+                0..5 => {
+                    let new = self.next.fetch_add(1, Ordering::Relaxed);
+                    push(&self.store, &home(new), &content(new)).await;
+                }
+                5 | 6 => {
+                    let (repository, digest) = (home(old), Digest::of(&content(old)));
+                    if self.store.blob_info(&repository, digest).await.unwrap().is_some() {
+                        let to = if random & 1 == 0 { repository.clone() } else { name("mounted") };
+                        // It was there a moment ago, so it can be mounted and named now.
+                        assert!(self.store.link_blob(&repository, &to, digest).await.unwrap(), "{old} is not mounted");
+                        live.extend(self.put(me, old, &to, digest).await);
+                    }
+                }
+                _ => {
+                    if let Some(key) = live.keys().next().cloned() {
+                        live.remove(&key);
+                        let gone = self.store.delete_manifest(&name(&key.0), key.1).await.unwrap();
+                        assert!(gone.is_some(), "a manifest was lost");
+                    }
+                }
+            }
+        }
+        live
+    }
+
+    async fn put(&self, me: u64, number: u64, to: &Repository, blob: Digest) -> Option<((String, Digest), Digest)> {
+        let bytes = Bytes::from(format!("{me} names {number} in {to}"));
+        let digest = Digest::of(&bytes);
+        let manifest = Manifest { digest, media_type: "x/y".into(), bytes };
+        let new = NewManifest { manifest, blobs: vec![blob], foreign: vec![], manifests: vec![], referrer: None };
+        match self.store.put_manifest(to, new, sign()).await {
+            Ok(()) => Some(((to.to_string(), digest), blob)),
+            Err(PutManifestError::Missing(_)) => panic!("blob {number} was there, and its manifest is refused"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn collector(&self, until: Instant) -> Collected {
+        let mut sum = Collected::default();
+        while !self.is_enough() && Instant::now() < until {
+            let done = self.store.collect().await.unwrap();
+            self.deleted.fetch_add(done.links, Ordering::Relaxed);
+            self.taken_back.fetch_add(done.taken_back, Ordering::Relaxed);
+            sum.blobs += done.blobs;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sum
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_mounts_and_deletes_race_the_collector_and_nothing_acknowledged_is_lost() {
+    let dir =
+        tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
+    let world = Arc::new(World {
+        store: Local::open_with(dir.path(), 0, TIMES).unwrap(),
+        next: AtomicU64::new(0),
+        deleted: AtomicU64::new(0),
+        taken_back: AtomicU64::new(0),
+    });
+    let until = Instant::now() + LONGEST;
+    let mut clients = JoinSet::new();
+    for me in 0..CLIENTS {
+        let world = Arc::clone(&world);
+        clients.spawn(async move { world.client(me, until).await });
+    }
+    let collected = world.collector(until).await;
+    let mut named = 0;
+    while let Some(live) = clients.join_next().await {
+        for ((repository, manifest), blob) in live.unwrap() {
+            let repository = name(&repository);
+            assert!(world.store.manifest(&repository, manifest).await.unwrap().is_some(), "a manifest was lost");
+            assert!(world.store.blob(&repository, blob).await.unwrap().is_some(), "a blob was lost");
+            named += 1;
+        }
+    }
+    assert!(
+        world.is_enough() && named > 10 && collected.blobs > 100,
+        "too little happened: {} deleted, {} taken back, {named} named, {collected:?}",
+        world.deleted.load(Ordering::Relaxed),
+        world.taken_back.load(Ordering::Relaxed)
+    );
+    let scrubbed = world.store.scrub(None).await.unwrap();
+    assert!(scrubbed.damaged.is_empty() && scrubbed.checked > 0, "{scrubbed:?}");
+}
+
+#[tokio::test]
+async fn what_a_crash_left_is_collected_and_what_is_damaged_is_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Local::open_with(dir.path(), 0, Times { grace_ms: 0, deadline_ms: 0 }).unwrap();
+    let a = name("a");
+    let (kept, damaged) = (Bytes::from(vec![1; 100_000]), Bytes::from(vec![2; 100_000]));
+    let (kept_digest, damaged_digest) = (push(&store, &a, &kept).await, push(&store, &a, &damaged).await);
+    let bytes = Bytes::from_static(b"m");
+    let new = NewManifest {
+        manifest: Manifest { digest: Digest::of(&bytes), media_type: "x/y".into(), bytes },
+        blobs: vec![kept_digest, damaged_digest],
+        foreign: vec![],
+        manifests: vec![],
+        referrer: None,
+    };
+    store.put_manifest(&a, new, sign()).await.unwrap();
+    let stray = Digest::of(b"named, but its records were not written");
+    let path = store.0.blob_path(&stray);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, b"x").unwrap();
+    std::fs::write(store.0.blob_path(&damaged_digest), vec![3; 100_000]).unwrap();
+    for _ in 0..3 {
+        store.collect().await.unwrap();
+    }
+    assert!(!path.exists(), "a stray file stays");
+    let scrubbed = store.scrub(None).await.unwrap();
+    assert_eq!(scrubbed.damaged, [damaged_digest]);
+    assert!(store.blob(&a, kept_digest).await.unwrap().is_some());
+    assert!(store.blob(&a, damaged_digest).await.unwrap().is_none(), "damaged bytes are not served");
+    assert_eq!(std::fs::read_dir(dir.path().join("quarantine")).unwrap().count(), 1);
+    push(&store, &a, &damaged).await;
+    assert!(store.blob(&a, damaged_digest).await.unwrap().is_some(), "a push brings it back");
+    assert!(store.scrub(None).await.unwrap().damaged.is_empty());
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_version_is_indexed_when_it_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = name("a");
+    let times = Times { grace_ms: 0, deadline_ms: 0 };
+    let store = Local::open_with(dir.path(), 0, times).unwrap();
+    let (named, loose) = (push(&store, &a, &Bytes::from_static(b"{}")).await, push(&store, &a, &content(1)).await);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let bytes: Bytes = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{media_type}","config":{{"mediaType":"c","digest":"{named}","size":2}},"layers":[]}}"#
+    )
+    .into();
+    let digest = Digest::of(&bytes);
+    let manifest = Manifest { digest, media_type: media_type.into(), bytes };
+    let new = NewManifest { manifest, blobs: vec![named], foreign: vec![], manifests: vec![], referrer: None };
+    store.put_manifest(&a, new, sign()).await.unwrap();
+    // As the first version left it: without the rows that say who names and who holds what.
+    for table in [super::tables::Table::Reference, super::tables::Table::Holder, super::tables::Table::Meta] {
+        let keys: Vec<_> = store.0.tables.scan(table, b"", b"").map(|row| row.unwrap().0).collect();
+        let mut batch = store.0.tables.batch();
+        keys.iter().for_each(|key| batch.delete(table, key));
+        batch.commit().unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let store = Local::open_with(dir.path(), 0, times).unwrap();
+    let mut blobs = 0;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        blobs += store.collect().await.unwrap().blobs;
+    }
+    assert_eq!(blobs, 1);
+    assert!(store.blob(&a, named).await.unwrap().is_some() && store.manifest(&a, digest).await.unwrap().is_some());
+    assert!(store.blob(&a, loose).await.unwrap().is_none());
+}
