@@ -34,30 +34,35 @@ impl HaveSet {
     }
 
     /// How many pieces the blob has.
+    #[inline]
     #[must_use]
     pub const fn pieces(&self) -> u32 {
         self.pieces
     }
 
     /// How many pieces are in the set.
+    #[inline]
     #[must_use]
     pub const fn len(&self) -> u32 {
         self.count
     }
 
     /// Whether no piece is in the set.
+    #[inline]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// Whether every piece is in the set (true for an empty blob).
+    #[inline]
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.count == self.pieces
     }
 
     /// Whether `piece` is in the set. A piece of a longer blob is not.
+    #[inline]
     #[must_use]
     pub fn contains(&self, piece: PieceIndex) -> bool {
         let (word, bit) = place(piece);
@@ -65,6 +70,7 @@ impl HaveSet {
     }
 
     /// Adds `piece`; true if it is new. A piece past the end is not added.
+    #[inline]
     pub fn insert(&mut self, piece: PieceIndex) -> bool {
         let (word, bit) = place(piece);
         if piece.get() >= self.pieces || self.words[word] & bit != 0 {
@@ -76,6 +82,7 @@ impl HaveSet {
     }
 
     /// Takes `piece` out; true if it was there.
+    #[inline]
     pub fn remove(&mut self, piece: PieceIndex) -> bool {
         let (word, bit) = place(piece);
         if !self.contains(piece) {
@@ -96,6 +103,7 @@ impl HaveSet {
     }
 
     /// The words that hold the bits, piece 0 in the lowest bit of the first. For scans that count many sets at once.
+    #[inline]
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words

@@ -58,7 +58,11 @@ struct Link {
     level: f64,
     /// Flows, and which of its links this is to the flow.
     flows: Vec<(u32, u8)>,
+    /// Sum of the rates of its flows, kept where the link is not hot.
+    load: f64,
     dirty: bool,
+    /// Flows have come that no link has given a rate.
+    fresh: bool,
     hot: Option<Box<Hot>>,
 }
 
@@ -122,7 +126,15 @@ impl<T: Copy> Network<T> {
 
     /// Adds a link of so many bytes a second.
     pub(crate) fn add_link(&mut self, capacity: f64) -> u32 {
-        self.links.push(Link { capacity, level: f64::INFINITY, flows: Vec::new(), dirty: false, hot: None });
+        self.links.push(Link {
+            capacity,
+            level: f64::INFINITY,
+            flows: Vec::new(),
+            load: 0.0,
+            dirty: false,
+            fresh: false,
+            hot: None,
+        });
         small(self.links.len() - 1)
     }
 
@@ -171,6 +183,7 @@ impl<T: Copy> Network<T> {
             let entry = &mut self.links[at(link)];
             self.flows[at(id)].place[index] = small(entry.flows.len());
             entry.flows.push((id, u8::try_from(index).expect("few links")));
+            entry.fresh = true;
             if let Some(hot) = &mut entry.hot {
                 hot.fresh.push(id);
             } else if entry.flows.len() > self.hot_from {
@@ -199,6 +212,7 @@ impl<T: Copy> Network<T> {
             let place = at(flow.place[index]);
             let entry = &mut self.links[at(link)];
             entry.flows.swap_remove(place);
+            entry.load = if entry.flows.is_empty() { 0.0 } else { entry.load - flow.rate };
             if let Some(&(moved, its)) = entry.flows.get(place) {
                 self.flows[at(moved)].place[usize::from(its)] = small(place);
             }
@@ -281,11 +295,48 @@ impl<T: Copy> Network<T> {
         level
     }
 
-    fn relax(&mut self, link: u32) {
-        self.links[at(link)].level = self.filled(link);
+    /// Of a link that was not full and carries no more than it can: its flows are held back elsewhere, and only those
+    /// that are new get a rate.
+    fn relax_open(&mut self, link: u32) -> bool {
+        let entry = &self.links[at(link)];
+        let (open, fresh) = (entry.level.is_infinite() && self.rates != Rates::Fast, entry.fresh);
+        if !open || entry.load > entry.capacity {
+            return false;
+        }
+        if !fresh {
+            return true;
+        }
+        let new = |(flow, _): &&(u32, u8)| self.flows[at(*flow)].rate <= 0.0;
+        let more: f64 = entry.flows.iter().filter(new).map(|(flow, _)| self.elsewhere(*flow, link)).sum();
+        if entry.load + more > entry.capacity {
+            return false;
+        }
         for index in 0..self.links[at(link)].flows.len() {
             let (flow, _) = self.links[at(link)].flows[index];
-            self.assign(flow, link);
+            if self.flows[at(flow)].rate <= 0.0 {
+                self.assign(flow, link);
+            }
+        }
+        self.links[at(link)].fresh = false;
+        true
+    }
+
+    fn relax(&mut self, link: u32) {
+        if self.relax_open(link) {
+            return;
+        }
+        self.links[at(link)].fresh = false;
+        let level = self.filled(link);
+        let old = core::mem::replace(&mut self.links[at(link)].level, level);
+        // Whom another link holds back well below both levels gets what it got.
+        let below = old.min(level) * (1.0 - 3.0 * self.epsilon()).max(0.5);
+        for index in 0..self.links[at(link)].flows.len() {
+            let (id, _) = self.links[at(link)].flows[index];
+            let flow = &self.flows[at(id)];
+            if flow.bucket == NONE && flow.rate > 0.0 && flow.rate < below {
+                continue;
+            }
+            self.assign(id, link);
         }
     }
 

@@ -1,23 +1,41 @@
 //! What happens next: a calendar queue on integer nanoseconds. Entries come out by time, and by order of insertion where
-//! times are equal, whatever the widths of the buckets are.
+//! times are equal, whatever the widths of the buckets are. The widths follow what is asked of it, so that a bucket holds
+//! a few entries; they stand in one array and are chained, so that nothing is allocated once there are enough.
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
 /// Buckets of the ring: enough that round trips and transfers fall into it, few enough to stay in the cache.
-const BUCKETS: usize = 1 << 13;
+const BUCKETS: usize = 1 << 14;
 const MASK: u64 = BUCKETS as u64 - 1;
 const WORDS: usize = BUCKETS / 64;
+/// No entry.
+const NONE: u32 = u32::MAX;
+/// Entries taken between two looks at the width.
+const LOOK_EVERY: u32 = 1 << 14;
+/// Entries to a bucket that are as they should be: fewer, and empty buckets are passed by in vain; more, and they are
+/// sorted for long.
+const FEW: u32 = 2;
+const MANY: u32 = 12;
+/// Widths as powers of two: below, the ring would reach less far than a round trip, above, more than a timeout.
+const SHIFT_MIN: u32 = 8;
+const SHIFT_MAX: u32 = 30;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Entry<E> {
     time: u64,
     sequence: u64,
     event: E,
 }
 
+impl<E> Entry<E> {
+    const fn key(&self) -> (u64, u64) {
+        (self.time, self.sequence)
+    }
+}
+
 impl<E> PartialEq for Entry<E> {
     fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
+        self.key() == other.key()
     }
 }
 
@@ -32,7 +50,7 @@ impl<E> PartialOrd for Entry<E> {
 impl<E> Ord for Entry<E> {
     /// Reversed: the heap of the standard library gives the greatest first.
     fn cmp(&self, other: &Self) -> Ordering {
-        (other.time, other.sequence).cmp(&(self.time, self.sequence))
+        other.key().cmp(&self.key())
     }
 }
 
@@ -43,43 +61,55 @@ pub(crate) struct Queue<E> {
     shift: u32,
     /// Number of the bucket that is being emptied.
     current: u64,
-    /// Its entries.
-    near: BinaryHeap<Entry<E>>,
-    /// The buckets after it, by number modulo their count.
-    ring: Vec<Vec<Entry<E>>>,
+    /// Its entries, the next one last.
+    near: Vec<Entry<E>>,
+    /// What was added to it since it was opened.
+    late: BinaryHeap<Entry<E>>,
+    /// The buckets after it, by number modulo their count: each the first of a chain in `cells`.
+    ring: Vec<u32>,
     /// Which of them hold something.
-    occupied: [u64; WORDS],
+    occupied: Vec<u64>,
+    cells: Vec<(Entry<E>, u32)>,
+    /// The first of the chain of cells that are free.
+    free: u32,
     in_ring: usize,
     /// What lies beyond.
     far: BinaryHeap<Entry<E>>,
     sequence: u64,
+    /// Entries taken, and buckets opened, since the width was looked at.
+    taken: u32,
+    opened: u32,
 }
 
-impl<E> Queue<E> {
-    /// An empty queue whose buckets are `2^shift` ns wide.
+impl<E: Copy> Queue<E> {
+    /// An empty queue whose buckets are `2^shift` ns wide at first.
     pub(crate) fn new(shift: u32) -> Self {
         Self {
             shift,
             current: 0,
-            near: BinaryHeap::new(),
-            ring: (0..BUCKETS).map(|_| Vec::new()).collect(),
-            occupied: [0; WORDS],
+            near: Vec::new(),
+            late: BinaryHeap::new(),
+            ring: vec![NONE; BUCKETS],
+            occupied: vec![0; WORDS],
+            cells: Vec::new(),
+            free: NONE,
             in_ring: 0,
             far: BinaryHeap::new(),
             sequence: 0,
+            taken: 0,
+            opened: 0,
         }
     }
 
-    /// A width that puts some dozens of events into a bucket when `nodes` nodes are busy.
+    /// A width for the beginning when `nodes` nodes are busy.
     pub(crate) fn shift_for(nodes: usize) -> u32 {
-        let busy = nodes.max(1).ilog2();
-        if busy > 14 { 12 } else { 26 - busy }
+        24u32.saturating_sub(nodes.max(1).ilog2()).max(10)
     }
 
     /// How many events wait.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.near.len() + self.in_ring + self.far.len()
+        self.near.len() + self.late.len() + self.in_ring + self.far.len()
     }
 
     /// Adds an event. Its time must not lie before that of the event taken last.
@@ -92,12 +122,20 @@ impl<E> Queue<E> {
     fn place(&mut self, entry: Entry<E>) {
         let bucket = entry.time >> self.shift;
         if bucket <= self.current {
-            self.near.push(entry);
+            self.late.push(entry);
         } else if bucket - self.current < BUCKETS as u64 {
             let slot = usize::try_from(bucket & MASK).expect("a bucket of the ring");
             self.occupied[slot / 64] |= 1 << (slot % 64);
             self.in_ring += 1;
-            self.ring[slot].push(entry);
+            let next = core::mem::replace(&mut self.ring[slot], self.free);
+            if self.free == NONE {
+                self.ring[slot] = crate::num::small(self.cells.len());
+                self.cells.push((entry, next));
+            } else {
+                let cell = &mut self.cells[crate::num::at(self.free)];
+                self.free = core::mem::replace(&mut cell.1, next);
+                cell.0 = entry;
+            }
         } else {
             self.far.push(entry);
         }
@@ -105,10 +143,20 @@ impl<E> Queue<E> {
 
     /// Takes the next event with its time.
     pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
-        while self.near.is_empty() {
-            self.advance()?;
+        while self.near.is_empty() && self.late.is_empty() {
+            if self.taken >= LOOK_EVERY {
+                self.look();
+            } else {
+                self.advance()?;
+            }
         }
-        self.near.pop().map(|entry| (entry.time, entry.event))
+        self.taken += 1;
+        let late = match (self.near.last(), self.late.peek()) {
+            (Some(near), Some(late)) => late.key() < near.key(),
+            (near, _) => near.is_none(),
+        };
+        let entry = if late { self.late.pop() } else { self.near.pop() };
+        entry.map(|entry| (entry.time, entry.event))
     }
 
     /// Goes on to the next bucket that holds something.
@@ -119,20 +167,48 @@ impl<E> Queue<E> {
             (Some(only), None) | (None, Some(only)) => only,
             (None, None) => return None,
         };
+        self.opened += 1;
         let slot = usize::try_from(self.current & MASK).expect("a bucket of the ring");
-        if self.occupied[slot / 64] >> (slot % 64) & 1 == 1 {
-            self.occupied[slot / 64] &= !(1 << (slot % 64));
-            let spare = core::mem::take(&mut self.near).into_vec();
-            let bucket = core::mem::replace(&mut self.ring[slot], spare);
-            self.in_ring -= bucket.len();
-            self.near = BinaryHeap::from(bucket);
-        }
+        self.empty(slot);
+        self.near.sort_unstable();
         let end = self.current + BUCKETS as u64;
         while self.far.peek().is_some_and(|entry| entry.time >> self.shift < end) {
             let entry = self.far.pop().expect("just seen");
             self.place(entry);
         }
         Some(())
+    }
+
+    /// Takes all of a bucket of the ring into `near`.
+    fn empty(&mut self, slot: usize) {
+        self.occupied[slot / 64] &= !(1 << (slot % 64));
+        let mut at = core::mem::replace(&mut self.ring[slot], NONE);
+        while at != NONE {
+            let cell = &mut self.cells[crate::num::at(at)];
+            self.near.push(cell.0);
+            let next = core::mem::replace(&mut cell.1, self.free);
+            self.free = core::mem::replace(&mut at, next);
+            self.in_ring -= 1;
+        }
+    }
+
+    /// Makes the buckets wider or narrower if too few or too many entries were in them. All are empty but those of the
+    /// ring and beyond.
+    fn look(&mut self) {
+        let (few, many) = (self.taken / FEW < self.opened, self.taken / MANY > self.opened);
+        (self.taken, self.opened) = (0, 0);
+        let shift =
+            if few { self.shift + 1 } else { self.shift.saturating_sub(u32::from(many)) }.clamp(SHIFT_MIN, SHIFT_MAX);
+        if shift == self.shift {
+            return;
+        }
+        let start = self.current << self.shift;
+        (0..BUCKETS).for_each(|slot| self.empty(slot));
+        self.shift = shift;
+        self.current = start >> shift;
+        let mut all = core::mem::take(&mut self.near);
+        all.drain(..).for_each(|entry| self.place(entry));
+        self.near = all;
     }
 
     fn next_in_ring(&self) -> Option<u64> {
@@ -171,6 +247,7 @@ mod tests {
         fn gives_events_in_order_of_time_then_of_insertion(
             steps in prop::collection::vec((any::<bool>(), prop_oneof![0u64..40, 0u64..5_000, 0u64..2_000_000]), 0..400),
             shift in 0u32..8,
+            wide in 0u32..4,
         ) {
             let (mut queue, mut oracle) = (Queue::new(shift), BTreeMap::new());
             let mut now = 0;
@@ -184,6 +261,10 @@ mod tests {
                     now = time;
                 }
                 prop_assert_eq!(queue.len(), oracle.len());
+                if number % 50 == 49 {
+                    // Wider or narrower buckets change nothing.
+                    (queue.taken, queue.opened) = (LOOK_EVERY, LOOK_EVERY / (1 + 8 * wide));
+                }
             }
             while let Some(((time, expected), ())) = oracle.pop_first() {
                 prop_assert_eq!(queue.pop(), Some((time, expected)));

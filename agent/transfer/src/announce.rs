@@ -25,7 +25,7 @@ impl Node {
             self.actions.push_back(Action::Announce { blob: id });
         }
         if blob.have.is_complete() {
-            self.fetching.retain(|fetching| *fetching != id);
+            self.fetching.retain(|wanted| wanted.id != id);
             self.actions.push_back(Action::Completed { blob: id });
             self.tell_news(id);
         } else if now.since(blob.told_at) >= interval || blob.have.len() <= TOLD_AT_ONCE || blob.news.len() >= NEWS_FULL
@@ -67,7 +67,7 @@ impl Node {
         let (now, interval) = (self.now, self.config.have_interval);
         self.news_wake = NEVER;
         for at in 0..self.fetching.len() {
-            let id = self.fetching[at];
+            let id = self.fetching[at].id;
             let Some(blob) = self.blobs.get(id).filter(|blob| !blob.news.is_empty()) else { continue };
             if now.since(blob.told_at) >= interval {
                 self.tell_news(id);
@@ -93,7 +93,7 @@ impl Node {
     /// Says once that a blob gets nothing from anywhere.
     pub(crate) fn tell_stalled(&mut self) {
         for at in 0..self.fetching.len() {
-            let id = self.fetching[at];
+            let id = self.fetching[at].id;
             let Some(blob) = self.blobs.get_mut(id) else { continue };
             let long = self.now.since(blob.progress_at) >= self.config.stalled_after;
             if long && !core::mem::replace(&mut blob.stalled_told, true) {

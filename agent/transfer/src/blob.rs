@@ -52,6 +52,8 @@ pub(crate) struct Blob {
     pub(crate) holders: Holders,
     /// Peers said to be interested.
     pub(crate) candidates: Vec<PeerId>,
+    /// How many of them are connected or dialled.
+    pub(crate) linked: u32,
     pub(crate) readers: Vec<ReaderId>,
     pub(crate) boundaries: Boundaries,
     pub(crate) seeder: SeederLink,
@@ -84,6 +86,7 @@ impl Blob {
             served: vec![0; layout.pieces() as usize].into(),
             holders: Holders::new(layout),
             candidates: Vec::new(),
+            linked: 0,
             readers: Vec::new(),
             boundaries: Boundaries::default(),
             seeder: SeederLink::default(),

@@ -6,7 +6,7 @@
 //! region brings it into its own zone and site too. A candidate that this node has seen go does not count: all that were
 //! connected to it see the same, and elect the same successor at once.
 
-use alloc::{boxed::Box, vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 
 use shoal_proto::{layout::Layout, signed::Scope};
 
@@ -21,6 +21,56 @@ const ZONE_CANDIDATES_MIN: usize = 8;
 struct List {
     ranks: Box<[u64]>,
     owned: Box<[u64]>,
+    /// Who stood for election last.
+    stood: Vec<u64>,
+}
+
+impl List {
+    fn new(ranks: &[u64]) -> Self {
+        Self { ranks: ranks.into(), owned: Box::default(), stood: Vec::new() }
+    }
+
+    /// Elects the owners anew; whether that has changed anything for `me`.
+    fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64]) -> bool {
+        let words = layout.pieces().div_ceil(64) as usize;
+        if self.owned.len() != words {
+            self.owned = vec![0; words].into();
+        }
+        let present: Vec<u64> = self.ranks.iter().copied().filter(|rank| !absent.contains(rank)).collect();
+        if present == self.stood {
+            return false;
+        }
+        let candidate = self.ranks.contains(&me);
+        // If nobody has gone, what was won can be lost to those who have come, and nothing else changes.
+        let grown = self.stood.contains(&me) && self.stood.iter().all(|rank| present.contains(rank));
+        let new = |rank: &u64| !grown || !self.stood.contains(rank);
+        let rivals: Vec<u64> = present.iter().copied().filter(new).collect();
+        let mut changed = false;
+        for (base, owned) in (0..layout.pieces()).step_by(64).zip(&mut self.owned) {
+            let all = !0u64 >> (64 - (layout.pieces() - base).min(64));
+            let mut asked = match (candidate, grown) {
+                (false, _) => 0,
+                (true, true) => *owned,
+                (true, false) => all,
+            };
+            let mut won = 0;
+            while asked != 0 {
+                let bit = asked.trailing_zeros();
+                asked &= asked - 1;
+                won |= u64::from(wins(layout, base + bit, me, &rivals)) << bit;
+            }
+            changed |= core::mem::replace(owned, won) != won;
+        }
+        self.stood = present;
+        changed
+    }
+}
+
+/// Whether `me` wins a piece against all of `rivals`.
+fn wins(layout: &Layout, piece: u32, me: u64, rivals: &[u64]) -> bool {
+    let salt = mix(layout.size() ^ mix(u64::from(piece)));
+    let weight = |rank: u64| (mix(rank ^ salt), rank);
+    rivals.iter().all(|&rank| weight(rank) <= weight(me))
 }
 
 /// The candidate lists of the scopes that hold this node.
@@ -52,7 +102,7 @@ impl Boundaries {
         match place {
             // What was won stays until the election.
             Some(old) if !ranks.is_empty() => old.ranks = ranks.into(),
-            _ => *place = (!ranks.is_empty()).then(|| List { ranks: ranks.into(), owned: Box::default() }),
+            _ => *place = (!ranks.is_empty()).then(|| List::new(ranks)),
         }
         had && ranks.is_empty()
     }
@@ -65,22 +115,8 @@ impl Boundaries {
     /// Elects the owners of all pieces among the candidates that are not `absent`; `me` owns what it wins. Whether that
     /// has changed anything for this node.
     pub(crate) fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64]) -> bool {
-        let mut changed = false;
-        for list in [&mut self.site, &mut self.zone, &mut self.region].into_iter().flatten() {
-            let mut owned = vec![0u64; layout.pieces().div_ceil(64) as usize].into_boxed_slice();
-            let present = |rank: &&u64| !absent.contains(*rank);
-            let candidate = list.ranks.contains(&me);
-            for piece in layout.iter().take_while(|_| candidate) {
-                let salt = mix(layout.size() ^ mix(u64::from(piece.get())));
-                let weight = |rank: u64| (mix(rank ^ salt), rank);
-                if list.ranks.iter().filter(present).all(|&rank| weight(rank) <= weight(me)) {
-                    owned[piece.as_usize() / 64] |= 1 << (piece.get() % 64);
-                }
-            }
-            changed |= list.owned != owned;
-            list.owned = owned;
-        }
-        changed
+        let lists = [&mut self.site, &mut self.zone, &mut self.region].into_iter().flatten();
+        lists.fold(false, |changed, list| list.elect(layout, me, absent) | changed)
     }
 
     /// What may be taken from a source that shares `shared` with this node ([`Scope::Fleet`] for the seeder); none if
@@ -100,7 +136,7 @@ impl Crossing<'_> {
     pub(crate) fn word(&self, at: usize, holders: &Holders) -> u64 {
         let owned = self.owned[at];
         // Between zones bytes are cheap: a node that hears of nobody in its own waits for nobody there.
-        if self.inside == Scope::Zone && !holders.iter().any(|(_, holder)| holder.scope <= Scope::Zone) {
+        if self.inside == Scope::Zone && !holders.any_inside(Scope::Zone) {
             return !0;
         }
         if owned == 0 { 0 } else { owned & !holders.inside(self.inside, at) }

@@ -55,6 +55,7 @@ impl Batch {
     pub const MAX: usize = 12;
 
     /// The first [`Batch::MAX`] of `pieces`.
+    #[inline]
     #[must_use]
     pub fn first_of(pieces: &[u32]) -> Self {
         let mut batch = Self { len: 0, pieces: [0; Self::MAX] };
@@ -76,6 +77,7 @@ impl Batch {
     }
 
     /// The indexes.
+    #[inline]
     #[must_use]
     pub fn as_slice(&self) -> &[u32] {
         &self.pieces[..usize::from(self.len)]

@@ -23,6 +23,9 @@ const STEAL_AGE_MIN: Span = Span::from_millis(100);
 const PROGRESS_FACTOR: u64 = 8;
 const PROGRESS_MIN: Span = Span::from_millis(500);
 
+/// How often blobs that wait for their turn are excused for the lack of progress: well within [`PROGRESS_MIN`].
+const EXCUSE_EVERY: Span = Span::from_millis(50);
+
 /// Who was asked for what.
 #[derive(Debug)]
 pub(crate) enum Target {
@@ -49,10 +52,9 @@ pub(crate) struct Request {
 impl Node {
     pub(crate) fn issue(&mut self, id: BlobId, peer: PeerId, piece: PieceIndex, urgent: bool) {
         let blob = self.blobs.get_mut(id).expect("chosen from this blob");
-        let stalled = self.now >= blob.cross_at;
         let crosses =
-            blob.holders.find(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
-        self.stats.crossings += u64::from(stalled && crosses);
+            || blob.holders.find(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
+        self.stats.crossings += u64::from(self.now >= blob.cross_at && crosses());
         blob.take(piece);
         blob.urgent_open += u32::from(urgent);
         let priority = match (urgent, blob.background()) {
@@ -60,7 +62,7 @@ impl Node {
             (false, true) => Priority::Background,
             (false, false) => Priority::Normal,
         };
-        self.peers.get_mut(peer).expect("chosen as askable").open += 1;
+        self.lane(peer).open += 1;
         self.open_to_peers += 1;
         self.stats.fetches += 1;
         let now = self.now;
@@ -91,11 +93,11 @@ impl Node {
             let Target::Peer { peer: victim, piece } = open.target else { continue };
             let age = if open.started { usual.times(u64::from(self.config.slow_factor)) } else { usual.times(2) };
             if self.now.since(open.issued) < age {
-                self.wake = self.wake.min(open.issued + age);
+                self.steal_at = self.steal_at.min(open.issued + age);
                 continue;
             }
             let Some(blob) = self.blobs.get(id) else { return };
-            let idle = |peer: PeerId| self.askable(peer, blob.layout.piece_len()).is_some_and(|p| p.open == 0);
+            let idle = |peer: PeerId| self.askable(peer, blob.layout.piece_len()) == Some(0);
             let near = |scope| blob.boundaries.towards(scope).is_none();
             let thief = blob
                 .holders
@@ -106,6 +108,7 @@ impl Node {
                 break;
             }
         }
+        self.wake = self.wake.min(self.steal_at);
         if let Some((request, thief, piece, urgent)) = found {
             self.stats.steals += 1;
             self.cancel(request);
@@ -148,17 +151,18 @@ impl Node {
         }
         blob.progress_at = now;
         blob.stalled_told = false;
+        let read = Rank::of(blob) == Rank::Read;
         // Once boundaries had to be crossed, only a peer's piece shows that they need not be any more.
         if from_peer.is_some() || now < blob.cross_at {
             blob.cross_at = jittered;
             self.wake_at(jittered);
         }
-        if Rank::of(self.blobs.get(blob_id).expect("looked up above")) == Rank::Read {
+        if read && now.since(self.excused_at) >= EXCUSE_EVERY {
             self.excuse(jittered);
         }
         self.after_store(blob_id);
         match from_peer {
-            Some(peer) => self.fill_after(peer, blob_id),
+            Some(peer) => self.fill_after(peer, blob_id, false),
             None => self.fill_due = true,
         }
     }
@@ -166,8 +170,9 @@ impl Node {
     /// What yields to a blob that makes progress does not lack any: it has not had its turn.
     fn excuse(&mut self, cross_at: Time) {
         let now = self.now;
-        for id in &self.fetching {
-            if let Some(blob) = self.blobs.get_mut(*id).filter(|blob| Rank::of(blob) != Rank::Read) {
+        self.excused_at = now;
+        for wanted in self.fetching.iter().filter(|wanted| wanted.rank != Rank::Read) {
+            if let Some(blob) = self.blobs.get_mut(wanted.id) {
                 (blob.progress_at, blob.cross_at) = (now, cross_at);
             }
         }
@@ -193,18 +198,26 @@ impl Node {
         self.open_to_peers -= 1;
         self.stats.pieces_from_peers += 1;
         smooth(&mut self.usual, now.since(request.issued));
+        let mut rate_now = None;
         if let Some(peer) = self.peers.get_mut(peer) {
-            peer.open -= 1;
             peer.failures = 0;
             // The peer served one request after the other: it worked on this one since it finished the last.
             let since = now.since(request.issued.max(peer.finished_at)).as_nanos().max(1);
             let rate = u64::try_from(u128::from(len) * 1_000_000_000 / u128::from(since)).unwrap_or(u64::MAX);
             peer.rate = if peer.rate == 0 { rate } else { peer.rate - peer.rate / 4 + rate / 4 };
             peer.finished_at = now;
+            rate_now = Some(peer.rate);
+        }
+        if let Some(rate) = rate_now {
+            let ahead = u32::try_from(self.bytes_ahead(rate)).unwrap_or(u32::MAX);
+            let lane = self.lane(peer);
+            (lane.open, lane.ahead) = (lane.open - 1, ahead);
         }
         let since = now.since(self.stored_at).as_nanos().max(1);
         let rate = u64::try_from(u128::from(len) * 1_000_000_000 / u128::from(since)).unwrap_or(u64::MAX);
         self.rate = self.rate - self.rate / 8 + rate / 8;
+        let ahead = u32::try_from(self.bytes_ahead(self.rate) >> 20).unwrap_or(u32::MAX);
+        self.request_limit = self.config.requests_base.saturating_add(ahead).min(self.config.requests_max);
         self.stored_at = now;
     }
 
@@ -262,7 +275,7 @@ impl Node {
                 match reason {
                     RefuseReason::Busy => {
                         self.rest_briefly(peer);
-                        self.fill_after(peer, blob);
+                        self.fill_after(peer, blob, true);
                     }
                     RefuseReason::Failed => self.rest(peer),
                     RefuseReason::NotHeld => {
@@ -293,20 +306,19 @@ impl Node {
     /// Ends a request; its pieces are missing again.
     pub(crate) fn end(&mut self, id: RequestId) -> bool {
         let Some(request) = self.requests.remove(id) else { return false };
-        let blob = self.blobs.get_mut(request.blob);
         match request.target {
             Target::Peer { peer, piece } => {
                 self.open_to_peers -= 1;
-                if let Some(peer) = self.peers.get_mut(peer) {
-                    peer.open -= 1;
+                if self.peers.get(peer).is_some() {
+                    self.lane(peer).open -= 1;
                 }
-                if let Some(blob) = blob {
+                if let Some(blob) = self.blobs.get_mut(request.blob) {
                     blob.urgent_open -= u32::from(request.urgent);
                     blob.give_back(piece);
                 }
             }
             Target::Seeder { pieces } => {
-                if let Some(blob) = blob {
+                if let Some(blob) = self.blobs.get_mut(request.blob) {
                     blob.seeder.open -= 1;
                     for piece in pieces {
                         blob.give_back(blob.layout.piece(piece).expect("checked when it was given"));

@@ -7,9 +7,7 @@ use crate::{
     Node,
     blob::Blob,
     boundary::Crossing,
-    ids::{BlobId, PeerId},
-    peers::{Link, Peer},
-    picker,
+    ids::{BlobId, Id as _, PeerId},
 };
 
 /// How much a blob is wanted.
@@ -35,7 +33,23 @@ impl Rank {
     }
 }
 
+/// A blob that is fetched.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) id: BlobId,
+    /// [`Rank::of`] it, kept here because each look for more to ask for goes through all blobs.
+    pub(crate) rank: Rank,
+}
+
 impl Node {
+    /// Notes how much a blob is wanted after its readers have changed.
+    pub(crate) fn rank_anew(&mut self, id: BlobId) {
+        let Some(rank) = self.blobs.get(id).map(Rank::of) else { return };
+        if let Some(wanted) = self.fetching.iter_mut().find(|wanted| wanted.id == id) {
+            wanted.rank = rank;
+        }
+    }
+
     /// Asks for what is missing, while there is room: first of the blobs that clients read, which are wanted now, then of
     /// the others, in turns within each kind. What is in the background yields to all else.
     pub(crate) fn fill(&mut self) {
@@ -56,7 +70,7 @@ impl Node {
                 }
                 self.find(id);
             }
-            let open = |id: &BlobId| self.blobs.get(*id).is_some_and(|blob| blob.seeder.open > 0);
+            let open = |wanted: &Wanted| self.blobs.get(wanted.id).is_some_and(|blob| blob.seeder.open > 0);
             asked |= any && self.fetching.iter().any(open);
             if any && rank != Rank::Read {
                 break;
@@ -67,18 +81,20 @@ impl Node {
 
     /// The blob that stands at `step` of this turn, if it is of that rank.
     fn in_turn(&self, rank: Rank, step: usize) -> Option<BlobId> {
-        let id = *self.fetching.get((self.turn + step) % self.fetching.len().max(1))?;
-        self.blobs.get(id).filter(|blob| Rank::of(blob) == rank).map(|_| id)
+        let wanted = self.fetching.get((self.turn + step) % self.fetching.len().max(1))?;
+        (wanted.rank == rank).then_some(wanted.id)
     }
 
-    /// Asks for what is missing after one request has come to an end. If there was room before, nothing could be asked
-    /// for then, and what is new is this: `peer` has room, and what `blob` lacks may be asked of another.
-    pub(crate) fn fill_after(&mut self, peer: PeerId, blob: BlobId) {
+    /// Asks for what is missing after one request has come to an end, `failed` without its piece. If there was room
+    /// before, nothing could be asked for then, and what is new is this: `peer` has room, and what `blob` got back may be
+    /// asked of another.
+    pub(crate) fn fill_after(&mut self, peer: PeerId, blob: BlobId, failed: bool) {
         if !self.may_ask() {
             return;
         }
         let saturated = core::mem::take(&mut self.saturated);
-        for rank in Rank::ALL {
+        let idle = self.lanes.get(peer.slot()).is_some_and(|lane| lane.ready);
+        for rank in Rank::ALL.into_iter().filter(|_| saturated || idle) {
             for step in 0..self.fetching.len() {
                 if self.saturated {
                     break;
@@ -91,14 +107,15 @@ impl Node {
             }
         }
         self.turn = self.turn.wrapping_add(1);
-        if !saturated {
+        let ends = || self.blobs.get(blob).is_some_and(|blob| blob.missing.is_empty());
+        if !saturated && (failed || ends()) {
             self.fill_blob(blob);
         }
     }
 
     /// Asks one peer for what it holds of a blob: to be called when that is the only news.
     pub(crate) fn fill_from(&mut self, peer: PeerId, id: BlobId) {
-        if !self.may_ask() || self.open_to_peers >= self.request_limit() {
+        if !self.may_ask() || self.open_to_peers >= self.request_limit {
             self.saturated = true;
             return;
         }
@@ -110,7 +127,7 @@ impl Node {
             self.fill_due = true;
             return;
         }
-        while self.open_to_peers < self.request_limit() {
+        while self.open_to_peers < self.request_limit {
             let Some((piece, urgent)) = self.choose_of(peer, id) else { return };
             self.issue(id, peer, piece, urgent);
         }
@@ -132,7 +149,7 @@ impl Node {
         if blob.holds_back(self.now) {
             return None;
         }
-        let piece = picker::rarest(blob.missing.words().len(), word, &blob.holders.rarity, &mut self.rng)?;
+        let piece = blob.holders.rarity.rarest(blob.missing.words().len(), word, &mut self.rng)?;
         Some((blob.layout.piece(piece)?, false))
     }
 
@@ -142,31 +159,21 @@ impl Node {
 
     /// Asks for what is missing of one blob.
     pub(crate) fn fill_blob(&mut self, id: BlobId) {
-        while self.may_ask() && self.open_to_peers < self.request_limit() {
+        while self.may_ask() && self.open_to_peers < self.request_limit {
             let Some((peer, piece, urgent)) = self.choose(id) else { break };
             self.issue(id, peer, piece, urgent);
         }
-        self.saturated |= self.open_to_peers >= self.request_limit();
+        self.saturated |= self.open_to_peers >= self.request_limit;
         let endgame = self.blobs.get(id).is_some_and(|blob| blob.missing.is_empty() && blob.in_flight > 0);
         if endgame && self.open_to_peers < self.config.requests_max {
             self.steal(id);
         }
     }
 
-    /// Pieces asked for at once: more where measured rates need it.
-    fn request_limit(&self) -> u32 {
-        let ahead = u32::try_from(self.pieces_ahead(self.rate, 1 << 20)).unwrap_or(u32::MAX);
-        self.config.requests_base.saturating_add(ahead).min(self.config.requests_max)
-    }
-
-    fn pieces_ahead(&self, rate: u64, piece_len: u64) -> u64 {
+    /// Bytes that come in `pipeline_ahead` at a rate.
+    pub(crate) fn bytes_ahead(&self, rate: u64) -> u64 {
         let millis = self.config.pipeline_ahead.as_nanos() / 1_000_000;
-        rate.saturating_mul(millis) / 1000 / piece_len.max(1)
-    }
-
-    fn pipeline(&self, peer: &Peer, piece_len: u64) -> u32 {
-        let ahead = u32::try_from(self.pieces_ahead(peer.rate, piece_len)).unwrap_or(u32::MAX);
-        self.config.pipeline_base.saturating_add(ahead).min(self.config.pipeline_max)
+        rate.saturating_mul(millis) / 1000
     }
 
     /// Whether some piece of the blob could be asked of a peer now.
@@ -177,10 +184,12 @@ impl Node {
         choice.is_some()
     }
 
-    pub(crate) fn askable(&self, peer: PeerId, piece_len: u64) -> Option<&Peer> {
-        let known = self.peers.get(peer)?;
-        let free = known.link == Link::Up && known.rest_until <= self.now;
-        (free && known.open < self.pipeline(known, piece_len)).then_some(known)
+    /// Open requests to a peer, if one more may be made.
+    pub(crate) fn askable(&self, peer: PeerId, piece_len: u64) -> Option<u32> {
+        let lane = self.lanes.get(peer.slot()).filter(|lane| lane.ready)?;
+        let (base, max) = (self.config.pipeline_base, self.config.pipeline_max);
+        let beyond = |ahead: u32| u64::from(ahead + 1).saturating_mul(piece_len) <= u64::from(lane.ahead);
+        (lane.open < max && lane.open.checked_sub(base).is_none_or(beyond)).then_some(lane.open)
     }
 
     /// The next peer to ask and the piece to ask it for: near peers first, then those with the shortest queue.
@@ -197,18 +206,23 @@ impl Node {
             return None;
         }
         let words = blob.missing.words().len();
-        let mut best: Option<((Scope, u32, u32), usize)> = None;
-        for (at, holder) in blob.holders.iter() {
-            let Some(peer) = self.askable(holder.peer, blob.layout.piece_len()) else { continue };
-            let key = (holder.scope, peer.open, (self.rng.next() >> 32) as u32);
+        // A random one comes first, and of equals the first is taken.
+        let start = self.rng.below(u32::try_from(blob.holders.len()).unwrap_or(u32::MAX)) as usize;
+        let mut best: Option<((Scope, u32), usize)> = None;
+        for (at, holder) in blob.holders.iter_from(start) {
+            let Some(open) = self.askable(holder.peer, blob.layout.piece_len()) else { continue };
+            let key = (holder.scope, open);
             if best.is_none_or(|(least, _)| key < least) && useful(blob, at, stalled) {
                 best = Some((key, at));
+                if open == 0 && blob.holders.is_nearest(holder.scope) {
+                    break;
+                }
             }
         }
         let (_, at) = best?;
         let crossing = if stalled { None } else { blob.boundaries.towards(blob.holders[at].scope) };
         let word = |word| takeable(blob, at, word, crossing);
-        let piece = picker::rarest(words, word, &blob.holders.rarity, &mut self.rng)?;
+        let piece = blob.holders.rarity.rarest(words, word, &mut self.rng)?;
         Some((blob.holders[at].peer, blob.layout.piece(piece)?, false))
     }
 
@@ -222,7 +236,7 @@ impl Node {
         };
         let key = |at: &usize| {
             let holder = &blob.holders[*at];
-            self.askable(holder.peer, blob.layout.piece_len()).map(|peer| (holder.scope, peer.open, *at))
+            self.askable(holder.peer, blob.layout.piece_len()).map(|open| (holder.scope, open, *at))
         };
         let (_, _, at) = (0..blob.holders.len()).filter(able).filter_map(|at| key(&at)).min()?;
         Some((blob.holders[at].peer, piece, true))

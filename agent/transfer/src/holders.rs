@@ -1,7 +1,7 @@
 //! Who holds what of one blob. Sets of pieces stand row by row in one array, and a peer's row is found by its slot:
 //! news of gained pieces come far more often than anything else, and each must touch little memory.
 
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::vec::Vec;
 use core::ops::Index;
 
 use shoal_proto::{
@@ -10,17 +10,20 @@ use shoal_proto::{
     signed::Scope,
 };
 
-use crate::ids::{Id, PeerId};
+use crate::{
+    ids::{Id, PeerId},
+    rarity::Rarity,
+};
 
 /// A peer that has spoken of the blob.
 #[derive(Debug)]
 pub(crate) struct Holder {
     pub(crate) peer: PeerId,
+    /// Pieces that it holds.
+    count: u32,
     pub(crate) scope: Scope,
     /// Whether this node has told the peer what it holds.
     pub(crate) told: bool,
-    /// Pieces that it holds.
-    count: u32,
 }
 
 /// All that have spoken of the blob.
@@ -33,12 +36,14 @@ pub(crate) struct Holders {
     rows: Vec<u64>,
     /// By a peer's slot: its place in the list and one more, 0 where it is none.
     places: Vec<u16>,
-    /// How many peers that lack some piece hold this one.
-    pub(crate) rarity: Box<[u16]>,
-    /// Pieces whose `rarity` is not 0.
-    held: Box<[u64]>,
+    /// How many peers that lack some piece hold each.
+    pub(crate) rarity: Rarity,
     /// Peers that hold all.
     complete: u16,
+    /// Peers by scope.
+    near: [u16; 4],
+    /// What all within site, zone and region hold, one row each; empty as long as nobody is that near.
+    inside: Vec<u64>,
 }
 
 impl Index<usize> for Holders {
@@ -58,9 +63,10 @@ impl Holders {
             list: Vec::new(),
             rows: Vec::new(),
             places: Vec::new(),
-            rarity: vec![0; layout.pieces() as usize].into(),
-            held: vec![0; words].into(),
+            rarity: Rarity::new(words),
             complete: 0,
+            near: [0; 4],
+            inside: Vec::new(),
         }
     }
 
@@ -74,6 +80,12 @@ impl Holders {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Holder)> {
         self.list.iter().enumerate()
+    }
+
+    /// The holders from place `start` on, all of them once.
+    pub(crate) fn iter_from(&self, start: usize) -> impl Iterator<Item = (usize, &Holder)> {
+        let (before, after) = self.list.split_at(start.min(self.list.len()));
+        (start..).zip(after).chain(before.iter().enumerate())
     }
 
     /// Where a peer stands.
@@ -92,6 +104,11 @@ impl Holders {
         self.rows[at * self.words + word]
     }
 
+    /// What the peer at `at` holds.
+    pub(crate) fn row(&self, at: usize) -> &[u64] {
+        &self.rows[at * self.words..(at + 1) * self.words]
+    }
+
     pub(crate) fn holds(&self, at: usize, piece: PieceIndex) -> bool {
         self.word(at, piece.as_usize() / 64) >> (piece.get() % 64) & 1 == 1
     }
@@ -100,15 +117,24 @@ impl Holders {
         self.list[at].count == self.layout.pieces()
     }
 
-    /// What all within `scope` hold of word `word`.
+    /// Whether anybody is within `scope`.
+    pub(crate) fn any_inside(&self, scope: Scope) -> bool {
+        self.near[..=scope as usize].iter().any(|count| *count > 0)
+    }
+
+    /// Whether nobody is nearer than `scope`.
+    pub(crate) fn is_nearest(&self, scope: Scope) -> bool {
+        self.near[..scope as usize].iter().all(|count| *count == 0)
+    }
+
+    /// What all within `scope`, a site, zone or region, hold of word `word`.
     pub(crate) fn inside(&self, scope: Scope, word: usize) -> u64 {
-        let near = self.list.iter().enumerate().filter(|(_, holder)| holder.scope <= scope);
-        near.fold(0, |held, (at, _)| held | self.word(at, word))
+        self.inside.get(scope as usize * self.words + word).copied().unwrap_or(0)
     }
 
     /// Pieces of word `word` that no connected peer is known to hold.
     pub(crate) fn held_by_none(&self, word: usize) -> u64 {
-        if self.complete == 0 { !self.held[word] } else { 0 }
+        if self.complete == 0 { !self.rarity.held(word) } else { 0 }
     }
 
     /// Replaces what a peer holds: `set`, or everything.
@@ -122,16 +148,25 @@ impl Holders {
                 self.list.push(Holder { peer, scope, told: false, count: 0 });
                 self.rows.resize(self.rows.len() + self.words, 0);
                 self.set_place(self.list.len() - 1);
+                self.near[scope as usize] += 1;
                 self.list.len() - 1
             }
         };
-        let row = &mut self.rows[at * self.words..(at + 1) * self.words];
-        match set {
-            Some(set) => row.copy_from_slice(set.words()),
-            None => self.layout.iter().for_each(|piece| row[piece.as_usize() / 64] |= 1 << (piece.get() % 64)),
+        let pieces = self.layout.pieces() as usize;
+        let mut lost = false;
+        for word in 0..self.words {
+            let all = if pieces >= 64 * (word + 1) { !0 } else { (1 << (pieces % 64)) - 1 };
+            let new = set.map_or(all, |set| set.words()[word]);
+            let old = core::mem::replace(&mut self.rows[at * self.words + word], new);
+            lost |= old & !new != 0;
         }
-        self.list[at].count = row.iter().map(|word| word.count_ones()).sum();
+        self.list[at].count = self.row(at).iter().map(|word| word.count_ones()).sum();
         self.count(at);
+        if lost {
+            self.unite();
+        } else {
+            (0..self.words).for_each(|word| self.note_inside(at, word, self.word(at, word)));
+        }
     }
 
     /// Adds a piece to what the peer at `at` holds.
@@ -145,18 +180,20 @@ impl Holders {
             self.uncount(at);
             self.rows[at * self.words + word] |= bit;
             self.list[at].count += 1;
-            return self.count(at);
+            self.complete += 1;
+        } else {
+            *entry |= bit;
+            self.list[at].count += 1;
+            self.rarity.add(word, bit);
         }
-        *entry |= bit;
-        self.list[at].count += 1;
-        self.rarity[piece.as_usize()] += 1;
-        self.held[word] |= bit;
+        self.note_inside(at, word, bit);
     }
 
     pub(crate) fn forget(&mut self, peer: PeerId) {
         let Some(at) = self.find(peer) else { return };
         self.uncount(at);
         let last = self.list.len() - 1;
+        self.near[self.list[at].scope as usize] -= 1;
         self.list.swap_remove(at);
         self.rows.copy_within(last * self.words.., at * self.words);
         self.rows.truncate(last * self.words);
@@ -164,6 +201,7 @@ impl Holders {
         if at < last {
             self.set_place(at);
         }
+        self.unite();
     }
 
     fn set_place(&mut self, at: usize) {
@@ -174,15 +212,29 @@ impl Holders {
         self.places[slot] = u16::try_from(at + 1).expect("connections_max bounds the holders");
     }
 
-    fn pieces_of(&self, at: usize) -> impl Iterator<Item = usize> + use<> {
-        let row: Vec<u64> = self.rows[at * self.words..(at + 1) * self.words].into();
-        row.into_iter().enumerate().flat_map(|(word, mut bits)| {
-            core::iter::from_fn(move || {
-                let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
-                bits &= bits - 1;
-                Some(64 * word + bit)
-            })
-        })
+    /// The peer at `at` holds `bits` of a word: so do all scopes that it is in.
+    fn note_inside(&mut self, at: usize, word: usize, bits: u64) {
+        let scope = self.list[at].scope;
+        if scope == Scope::Fleet {
+            return;
+        }
+        if self.inside.is_empty() {
+            self.inside.resize(3 * self.words, 0);
+        }
+        for wider in scope as usize..Scope::Fleet as usize {
+            self.inside[wider * self.words + word] |= bits;
+        }
+    }
+
+    /// Works out anew what the scopes hold: somebody holds less.
+    fn unite(&mut self) {
+        if self.inside.is_empty() {
+            return;
+        }
+        self.inside.fill(0);
+        for at in 0..self.list.len() {
+            (0..self.words).for_each(|word| self.note_inside(at, word, self.word(at, word)));
+        }
     }
 
     fn count(&mut self, at: usize) {
@@ -190,9 +242,8 @@ impl Holders {
             self.complete += 1;
             return;
         }
-        for piece in self.pieces_of(at) {
-            self.rarity[piece] += 1;
-            self.held[piece / 64] |= 1 << (piece % 64);
+        for word in 0..self.words {
+            self.rarity.add(word, self.rows[at * self.words + word]);
         }
     }
 
@@ -201,11 +252,8 @@ impl Holders {
             self.complete -= 1;
             return;
         }
-        for piece in self.pieces_of(at) {
-            self.rarity[piece] -= 1;
-            if self.rarity[piece] == 0 {
-                self.held[piece / 64] &= !(1 << (piece % 64));
-            }
+        for word in 0..self.words {
+            self.rarity.sub(word, self.rows[at * self.words + word]);
         }
     }
 }
@@ -218,10 +266,18 @@ impl Holders {
         assert_eq!(complete, usize::from(self.complete));
         for piece in self.layout.iter() {
             let some = |at: &usize| !self.is_complete(*at) && self.holds(*at, piece);
-            assert_eq!((0..self.len()).filter(some).count(), usize::from(self.rarity[piece.as_usize()]));
+            assert_eq!((0..self.len()).filter(some).count(), self.rarity.count(piece.as_usize()));
         }
         for (at, holder) in self.iter() {
             assert_eq!(self.find(holder.peer), Some(at), "a holder is found by its id");
+        }
+        for scope in [Scope::Site, Scope::Zone, Scope::Region] {
+            let within = |(_, holder): &(usize, &Holder)| holder.scope <= scope;
+            assert_eq!(self.iter().any(|entry| within(&entry)), self.any_inside(scope));
+            for word in 0..self.words {
+                let held = self.iter().filter(within).fold(0, |held, (at, _)| held | self.word(at, word));
+                assert_eq!(held, self.inside(scope, word), "what is held inside {scope:?}");
+            }
         }
     }
 }

@@ -25,14 +25,17 @@ macro_rules! ids {
         pub struct $name { slot: u32, generation: u32 }
 
         impl Id for $name {
+            #[inline]
             fn new(slot: u32, generation: u32) -> Self {
                 Self { slot, generation }
             }
 
+            #[inline]
             fn slot(self) -> usize {
                 self.slot as usize
             }
 
+            #[inline]
             fn generation(self) -> u32 {
                 self.generation
             }

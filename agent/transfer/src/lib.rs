@@ -36,7 +36,7 @@ mod holders;
 pub mod ids;
 mod node;
 mod peers;
-mod picker;
+mod rarity;
 mod rng;
 mod seeder;
 pub mod stats;

@@ -13,8 +13,9 @@ use crate::{
     config::Config,
     event::{Action, Goal, Input},
     fetch::Request,
+    fill::{Rank, Wanted},
     ids::{Arena, BlobId, PeerId, ReaderId, RequestId, UploadId},
-    peers::{Link, Peer},
+    peers::{Lane, Link, Peer},
     rng::SplitMix,
     stats::Stats,
     time::{Span, Time},
@@ -40,6 +41,8 @@ pub struct Node {
     pub(crate) now: Time,
     pub(crate) blobs: Arena<BlobId, Blob>,
     pub(crate) peers: Arena<PeerId, Peer>,
+    /// By the slot of a peer.
+    pub(crate) lanes: Vec<Lane>,
     pub(crate) readers: Arena<ReaderId, Reader>,
     pub(crate) requests: Arena<RequestId, Request>,
     pub(crate) uploads: Arena<UploadId, Upload>,
@@ -57,13 +60,17 @@ pub struct Node {
     /// Order of arrival of uploads.
     pub(crate) sequence: u64,
     /// Blobs with a goal to fetch that are not complete.
-    pub(crate) fetching: Vec<BlobId>,
+    pub(crate) fetching: Vec<Wanted>,
     /// Which of them comes first next time.
     pub(crate) turn: usize,
     /// Open requests to peers.
     pub(crate) open_to_peers: u32,
     /// Bytes a second from peers, smoothed.
     pub(crate) rate: u64,
+    /// Requests to peers that may be open at that rate.
+    pub(crate) request_limit: u32,
+    /// When blobs that wait for their turn were last excused.
+    pub(crate) excused_at: Time,
     pub(crate) stored_at: Time,
     /// Time from asking for a piece to having it, smoothed.
     pub(crate) usual: Span,
@@ -82,6 +89,10 @@ pub struct Node {
     pub(crate) saturated: bool,
     /// When the next timeout is due; some are found void when they come.
     pub(crate) wake: Time,
+    /// When it was last looked at what is due.
+    pub(crate) looked_at: Time,
+    /// When a request may be taken from its peer.
+    pub(crate) steal_at: Time,
     /// When news are to be told.
     pub(crate) news_wake: Time,
     pub(crate) actions: VecDeque<Action>,
@@ -94,6 +105,8 @@ impl Node {
     pub fn new(config: Config, seed: u64, now: Time) -> Self {
         let queue_limit = config.upload_queue_max.min(8 * config.upload_queue_base) as usize;
         Self {
+            request_limit: config.requests_base.min(config.requests_max),
+            excused_at: now,
             config,
             queue_limit,
             upload_pace: Span::ZERO,
@@ -103,6 +116,7 @@ impl Node {
             now,
             blobs: Arena::default(),
             peers: Arena::default(),
+            lanes: Vec::new(),
             readers: Arena::default(),
             requests: Arena::default(),
             uploads: Arena::default(),
@@ -124,6 +138,8 @@ impl Node {
             fill_due: false,
             saturated: false,
             wake: NEVER,
+            looked_at: now,
+            steal_at: NEVER,
             news_wake: NEVER,
             actions: VecDeque::new(),
             stats: Stats::default(),
@@ -145,11 +161,13 @@ impl Node {
     }
 
     /// The next thing to do; to be drained after every [`Node::handle`].
+    #[inline]
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
     /// When [`Input::Timeout`] is due; to be asked for after the actions are drained.
+    #[inline]
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let next = self.wake.min(self.news_wake);
@@ -201,6 +219,7 @@ impl Node {
                         self.wake = self.wake.min(opened.hold_until);
                     }
                     self.readers.place(reader, Reader { blob, at: from, to });
+                    self.rank_anew(blob);
                 }
             }
             Input::ReaderMoved { reader, piece } => {
@@ -243,6 +262,7 @@ impl Node {
     fn reader_closed(&mut self, reader: ReaderId) {
         if let Some(closed) = self.readers.remove(reader) {
             self.with_blob(closed.blob, |blob| blob.readers.retain(|other| *other != reader));
+            self.rank_anew(closed.blob);
         }
     }
 
@@ -275,9 +295,10 @@ impl Node {
         let Some(blob) = self.blobs.get_mut(id) else { return };
         blob.goal = goal;
         let fetching = blob.fetching();
-        self.fetching.retain(|other| *other != id);
+        let rank = Rank::of(blob);
+        self.fetching.retain(|other| other.id != id);
         if fetching {
-            self.fetching.push(id);
+            self.fetching.push(Wanted { id, rank });
             self.dial_due = true;
             let up: Vec<PeerId> = self.peers.iter().filter(|(_, p)| p.link == Link::Up).map(|(id, _)| id).collect();
             for peer in up {
@@ -297,7 +318,7 @@ impl Node {
 
     fn blob_closed(&mut self, id: BlobId) {
         self.cancel_all(id);
-        self.fetching.retain(|other| *other != id);
+        self.fetching.retain(|other| other.id != id);
         let Some(blob) = self.blobs.remove(id) else { return };
         for reader in &blob.readers {
             self.readers.remove(*reader);
@@ -324,17 +345,19 @@ impl Node {
     fn peer_gained(&mut self, peer: PeerId, id: BlobId, pieces: &[u32]) {
         let Some(blob) = self.blobs.get_mut(id) else { return };
         // News may overtake the end of a subscription; only a piece that cannot be is a lie.
-        let possible = pieces.iter().all(|piece| *piece < blob.layout.pieces());
-        if !possible {
-            self.ban(peer);
-        } else if blob.holders.find(peer).is_some() {
-            blob.add_holding(peer, pieces);
-            let useful = |piece: &u32| blob.layout.piece(*piece).is_some_and(|piece| blob.missing.contains(piece));
-            if pieces.iter().any(useful) {
-                self.fill_from(peer, id);
-            } else if blob.missing.is_empty() && blob.in_flight > 0 {
-                self.steal(id);
+        let place = blob.holders.find(peer);
+        let mut useful = false;
+        for index in pieces {
+            let Some(piece) = blob.layout.piece(*index) else { return self.ban(peer) };
+            if let Some(at) = place {
+                blob.holders.add(at, piece);
+                useful |= blob.missing.contains(piece);
             }
+        }
+        if useful {
+            self.fill_from(peer, id);
+        } else if place.is_some() && blob.missing.is_empty() && blob.in_flight > 0 {
+            self.steal(id);
         }
     }
 
@@ -350,27 +373,42 @@ impl Node {
         if self.now < self.wake {
             return;
         }
-        self.wake = NEVER;
-        (self.upload_due, self.fill_due) = (true, true);
-        self.expire_requests();
+        self.upload_due = true;
+        self.wake_rested();
         self.tell_stalled();
-        self.dial_due = true;
-        let now = self.now;
-        let mut wake = self.wake;
-        let mut later = |at: Time| {
+        let since = core::mem::replace(&mut self.looked_at, self.now);
+        let steal_at = core::mem::replace(&mut self.steal_at, NEVER);
+        let (now, mut wake, mut due) = (self.now, NEVER, steal_at <= self.now);
+        // Most wake-ups are void by now: what was due then has been put off, and nothing is looked for.
+        let mut look = |at: Time| {
             if at > now {
                 wake = wake.min(at);
+            } else {
+                due |= at > since;
             }
         };
-        self.requests.iter().for_each(|(_, request)| later(self.deadline(request)));
-        for blob in self.fetching.iter().filter_map(|id| self.blobs.get(*id)) {
+        look(if steal_at > now { steal_at } else { NEVER });
+        // A deadline may also have come nearer.
+        let starved = self.requests.iter().fold(false, |starved, (_, request)| {
+            let deadline = self.deadline(request);
+            look(deadline);
+            starved || deadline <= now
+        });
+        for blob in self.fetching.iter().filter_map(|wanted| self.blobs.get(wanted.id)) {
             let stalled = blob.progress_at + self.config.stalled_after;
             let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.hold_until, blob.seeder.next_at, stalled];
-            dues.into_iter().for_each(&mut later);
+            dues.into_iter().for_each(&mut look);
         }
-        self.peers.iter().for_each(|(_, peer)| later(peer.rest_until));
-        later(self.pause_until);
+        self.peers.iter().for_each(|(_, peer)| look(peer.rest_until));
+        look(self.pause_until);
+        if steal_at > now {
+            self.steal_at = steal_at;
+        }
         self.wake = wake;
+        if due || starved {
+            (self.dial_due, self.fill_due) = (true, true);
+            self.expire_requests();
+        }
     }
 }
 
@@ -392,6 +430,9 @@ const fn is_wide(input: &Input<'_>) -> bool {
 }
 
 #[cfg(test)]
+use crate::ids::Id as _;
+
+#[cfg(test)]
 impl Node {
     /// Checks the crate's invariants from outside the code that keeps them.
     pub(crate) fn check(&self) {
@@ -405,7 +446,9 @@ impl Node {
         }
         for (id, peer) in self.peers.iter() {
             let of = |r: &&Request| r.peer() == Some(id);
-            assert_eq!(self.requests.iter().map(|(_, r)| r).filter(of).count(), peer.open as usize);
+            let lane = self.lanes[id.slot()];
+            assert_eq!(self.requests.iter().map(|(_, r)| r).filter(of).count(), lane.open as usize);
+            assert!(!lane.ready || peer.link == Link::Up, "only who is connected can be asked");
         }
     }
 }

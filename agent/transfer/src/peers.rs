@@ -6,8 +6,9 @@ use shoal_proto::signed::Scope;
 
 use crate::{
     Node,
+    blob::Blob,
     event::Action,
-    ids::{BlobId, PeerId},
+    ids::{BlobId, Id, PeerId},
     time::{Span, Time},
 };
 
@@ -28,18 +29,14 @@ pub(crate) struct Peer {
     pub(crate) absent: bool,
     pub(crate) fixed: bool,
     pub(crate) link: Link,
-    /// Open requests to it: the number of requests that name it.
-    pub(crate) open: u32,
     /// Bytes a second while it sends, smoothed; 0 until measured.
     pub(crate) rate: u64,
     /// When it last finished a piece for us.
     pub(crate) finished_at: Time,
     /// Uploads to it in transmission.
-    pub(crate) uploading: u32,
+    pub(crate) uploading: u16,
     /// Uploads to it that wait.
-    pub(crate) queued: u32,
-    /// Bytes served to it.
-    pub(crate) served: u64,
+    pub(crate) queued: u16,
     /// Failures in a row: dials, timeouts, refusals.
     pub(crate) failures: u32,
     /// Not to be dialled or asked before.
@@ -56,12 +53,10 @@ impl Peer {
             absent: false,
             fixed,
             link: Link::Down,
-            open: 0,
             rate: 0,
             finished_at: Time::ZERO,
             uploading: 0,
             queued: 0,
-            served: 0,
             failures: 0,
             rest_until: Time::ZERO,
             bans: 0,
@@ -70,7 +65,41 @@ impl Peer {
     }
 }
 
+/// What decides whether a peer can be asked. It stands apart from the rest, by the peer's slot, because each choice looks
+/// at all peers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lane {
+    /// Open requests to it: the number of requests that name it.
+    pub(crate) open: u32,
+    /// Bytes that it sends in `pipeline_ahead`, at most 4 GiB.
+    pub(crate) ahead: u32,
+    /// Whether it is connected and does not rest.
+    pub(crate) ready: bool,
+}
+
 impl Node {
+    /// What decides whether a peer can be asked.
+    ///
+    /// # Panics
+    /// For a peer that was never known.
+    pub(crate) fn lane(&mut self, peer: PeerId) -> &mut Lane {
+        &mut self.lanes[peer.slot()]
+    }
+
+    /// Works out whether a peer can be asked after its link has changed, or it is to rest.
+    fn set_ready(&mut self, peer: PeerId) {
+        if let Some(known) = self.peers.get(peer) {
+            self.lanes[peer.slot()].ready = known.link == Link::Up && known.rest_until <= self.now;
+        }
+    }
+
+    /// Those that have rested enough can be asked again.
+    pub(crate) fn wake_rested(&mut self) {
+        for (id, peer) in self.peers.iter() {
+            self.lanes[id.slot()].ready = peer.link == Link::Up && peer.rest_until <= self.now;
+        }
+    }
+
     pub(crate) fn peer_known(&mut self, peer: PeerId, scope: Scope, rank: u64, fixed: bool) {
         if let Some(known) = self.peers.get_mut(peer) {
             known.scope = scope;
@@ -89,6 +118,10 @@ impl Node {
             return;
         }
         self.peers.place(peer, Peer::new(scope, rank, fixed));
+        if self.lanes.len() <= peer.slot() {
+            self.lanes.resize(peer.slot() + 1, Lane::default());
+        }
+        self.lanes[peer.slot()] = Lane::default();
         if fixed {
             self.dial_due = true;
         }
@@ -116,6 +149,12 @@ impl Node {
         self.dialling -= u32::from(old == Link::Dialling);
         self.links += u32::from(link != Link::Down);
         self.links -= u32::from(old != Link::Down);
+        if (link == Link::Down) != (old == Link::Down) {
+            for (_, blob) in self.blobs.iter_mut().filter(|(_, blob)| blob.candidates.contains(&peer)) {
+                blob.linked = if link == Link::Down { blob.linked - 1 } else { blob.linked + 1 };
+            }
+        }
+        self.set_ready(peer);
     }
 
     fn forget(&mut self, peer: PeerId) {
@@ -240,6 +279,7 @@ impl Node {
             known.failures += 1;
             let at = known.rest_until;
             self.wake_at(at);
+            self.set_ready(peer);
         }
     }
 
@@ -250,6 +290,7 @@ impl Node {
         if let Some(known) = self.peers.get_mut(peer) {
             known.rest_until = until;
             self.wake_at(until);
+            self.set_ready(peer);
         }
     }
 
@@ -266,10 +307,12 @@ impl Node {
         }
         let blob = self.blobs.get_mut(blob_id).expect("looked up above");
         blob.candidates.push(peer);
+        blob.linked += u32::from(link != Link::Down);
+        let lacks = blob.linked < self.config.degree;
         if link == Link::Up {
             self.introduce_self(peer, blob_id);
         } else {
-            self.dial_due = true;
+            self.dial_due |= lacks;
         }
     }
 
@@ -283,19 +326,17 @@ impl Node {
         if room == 0 {
             return;
         }
-        let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
-        if !blobs.is_empty() {
+        if self.blobs.iter().any(|(_, blob)| blob.fetching()) && self.peers.iter().any(|(_, peer)| peer.fixed) {
             let fixed: Vec<PeerId> = self.peers.iter().filter(|(_, p)| p.fixed).map(|(id, _)| id).collect();
             room = self.dial_among(&fixed, u32::MAX, room);
         }
-        for id in blobs {
-            let Some(blob) = self.blobs.get_mut(id) else { continue };
-            let candidates = core::mem::take(&mut blob.candidates);
-            let up = |p: &&PeerId| self.peers.get(**p).is_some_and(|p| p.link != Link::Down);
-            let linked = candidates.iter().filter(up).count();
-            let lack = self.config.degree.saturating_sub(u32::try_from(linked).unwrap_or(u32::MAX));
+        let degree = self.config.degree;
+        let lacks = |blob: &Blob| blob.fetching() && blob.linked < degree;
+        let lacking: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| lacks(b)).map(|(id, _)| id).collect();
+        for id in lacking {
+            let Some(blob) = self.blobs.get(id).filter(|blob| room > 0 && lacks(blob)) else { continue };
+            let (lack, candidates) = (degree - blob.linked, blob.candidates.clone());
             room = self.dial_among(&candidates, lack, room);
-            self.with_blob(id, |blob| blob.candidates = candidates);
         }
     }
 

@@ -17,18 +17,21 @@ impl Time {
     pub const ZERO: Self = Self(0);
 
     /// The moment `nanos` nanoseconds after [`Time::ZERO`].
+    #[inline]
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
     /// Nanoseconds since [`Time::ZERO`].
+    #[inline]
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
     /// The time from `earlier` to this moment; none if it lies later.
+    #[inline]
     #[must_use]
     pub const fn since(self, earlier: Self) -> Span {
         Span(self.0.saturating_sub(earlier.0))
@@ -40,30 +43,35 @@ impl Span {
     pub const ZERO: Self = Self(0);
 
     /// From nanoseconds.
+    #[inline]
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
     /// From milliseconds.
+    #[inline]
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis * 1_000_000)
     }
 
     /// From seconds.
+    #[inline]
     #[must_use]
     pub const fn from_secs(secs: u64) -> Self {
         Self::from_millis(secs * 1000)
     }
 
     /// In nanoseconds.
+    #[inline]
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
     /// This span `factor` times.
+    #[inline]
     #[must_use]
     pub const fn times(self, factor: u64) -> Self {
         Self(self.0.saturating_mul(factor))
@@ -73,6 +81,7 @@ impl Span {
 impl Add<Span> for Time {
     type Output = Self;
 
+    #[inline]
     fn add(self, span: Span) -> Self {
         Self(self.0.saturating_add(span.0))
     }
@@ -81,6 +90,7 @@ impl Add<Span> for Time {
 impl Sub<Span> for Time {
     type Output = Self;
 
+    #[inline]
     fn sub(self, span: Span) -> Self {
         Self(self.0.saturating_sub(span.0))
     }
@@ -89,6 +99,7 @@ impl Sub<Span> for Time {
 impl Add for Span {
     type Output = Self;
 
+    #[inline]
     fn add(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }

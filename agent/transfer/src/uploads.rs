@@ -42,7 +42,8 @@ impl Node {
     ) {
         let held = self.blobs.get(blob).and_then(|b| b.layout.piece(piece).filter(|p| b.have.contains(*p)));
         let Some(asker) = self.peers.get_mut(peer) else { return };
-        let room = self.waiting.len() < self.queue_limit && asker.queued < self.config.upload_queue_per_peer_max;
+        let room =
+            self.waiting.len() < self.queue_limit && u32::from(asker.queued) < self.config.upload_queue_per_peer_max;
         let (Some(piece), true) = (held, room) else {
             let reason = if held.is_some() { RefuseReason::Busy } else { RefuseReason::NotHeld };
             self.stats.refused += 1;
@@ -78,7 +79,6 @@ impl Node {
             } else {
                 peer.queued -= 1;
             }
-            peer.served += bytes;
         }
     }
 

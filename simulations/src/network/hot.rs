@@ -133,6 +133,8 @@ impl<T: Copy> Network<T> {
                 if link != by || flow.bucket == NONE {
                     self.mark(link);
                 }
+            } else {
+                self.links[at(link)].load += rate - before;
             }
         }
     }
@@ -165,8 +167,9 @@ impl<T: Copy> Network<T> {
     fn change_outside_but(&mut self, id: u32, before: f64, rate: f64, home: u32) {
         let flow = self.flows[at(id)];
         for &link in flow.links().iter().filter(|link| **link != home) {
-            if let Some(hot) = &mut self.links[at(link)].hot {
-                hot.outside += rate - before;
+            match &mut self.links[at(link)].hot {
+                Some(hot) => hot.outside += rate - before,
+                None => self.links[at(link)].load += rate - before,
             }
         }
     }
