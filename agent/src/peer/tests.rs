@@ -25,7 +25,7 @@ use tokio::{
 use super::*;
 use crate::store::{Blob, OpenedStatement, Store, StoreConfig};
 
-const MIB: usize = 1 << 20;
+const PIECE: usize = shoal_proto::layout::PIECE_LEN_MIN as usize;
 const SOON: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -214,7 +214,7 @@ async fn a_piece_moves_between_two_nodes_in_both_modes() {
         assert_eq!((up_b.peer.node, up_b.dial), (identity(1).node(), None));
         assert_eq!(up_b.peer.peer, [a.address], "an unspecified address is the one it is seen at");
         assert_eq!(up_b.peer.labels, membership(1).labels, "labels are the membership's");
-        let data = bytes(2 * MIB + 5);
+        let data = bytes(2 * PIECE + 5);
         let (full, empty) = (a.full_blob(&data), b.blob(&data));
         for piece in full.layout().iter() {
             let partial = Partial::new(empty.writer(piece).unwrap());
@@ -236,7 +236,7 @@ async fn a_piece_moves_between_two_nodes_in_both_modes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_came_of_a_piece_is_kept_when_the_request_is_taken_back() {
     let (mut a, up_a, mut b, up_b) = pair(Mode::Plain).await;
-    let data = bytes(MIB + 5);
+    let data = bytes(PIECE + 5);
     let (full, empty) = (a.full_blob(&data), b.blob(&data));
     let piece = full.layout().piece(0).unwrap();
     let mut partial = Partial::new(empty.writer(piece).unwrap());
@@ -254,7 +254,7 @@ async fn what_came_of_a_piece_is_kept_when_the_request_is_taken_back() {
 async fn a_flipped_bit_is_told_and_counts_for_nothing() {
     for mode in [Mode::Tls, Mode::Plain] {
         let (mut a, up_a, mut b, up_b) = pair(mode).await;
-        let data = bytes(MIB + 5);
+        let data = bytes(PIECE + 5);
         let (full, empty) = (a.full_blob(&data), b.blob(&data));
         std::os::unix::fs::FileExt::write_all_at(&**full.file(), &[data[3] ^ 1], 3).unwrap();
         let piece = full.layout().piece(0).unwrap();
@@ -272,10 +272,10 @@ async fn a_flipped_bit_is_told_and_counts_for_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn urgent_pieces_overtake_others() {
     // Slow enough that the first piece is not through before the last was handed over.
-    let slow = EndpointConfig { upload_bytes_per_s: Some(2 * MIB as u64), ..EndpointConfig::default() };
+    let slow = EndpointConfig { upload_bytes_per_s: Some(2 * PIECE as u64), ..EndpointConfig::default() };
     let a = Side::configured(1, slow, fleet(&membership(1), &seeder_key())).await;
     let (mut a, up_a, b, up_b) = connected(a, Side::new(2, Mode::Tls).await).await;
-    let data = bytes(8 * MIB);
+    let data = bytes(8 * PIECE);
     let (full, empty) = (a.full_blob(&data), b.blob(&data));
     for piece in full.layout().iter() {
         let partial = Partial::new(empty.writer(piece).unwrap());

@@ -15,8 +15,8 @@ use shoal_proto::{
 
 use super::*;
 
-const MIB: usize = 1 << 20;
-const QUOTA: u64 = 64 << 20;
+const PIECE: usize = PIECE_LEN_MIN as usize;
+const QUOTA: u64 = 64 * PIECE_LEN_MIN;
 
 fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
@@ -24,7 +24,7 @@ fn key() -> SigningKey {
 
 /// Bytes that differ between blobs and between their pieces.
 fn content(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| u8::try_from((i / 7 + i / MIB * 3 + usize::from(seed) * 17) % 251).unwrap()).collect()
+    (0..len).map(|i| u8::try_from((i / 7 + i / PIECE * 3 + usize::from(seed) * 17) % 251).unwrap()).collect()
 }
 
 fn describe(data: &[u8]) -> (OpenedStatement, PieceHashes) {
@@ -77,7 +77,7 @@ fn piece(blob: &Blob, index: u32) -> PieceIndex {
 fn a_blob_of_any_size_comes_back_as_it_went_in() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    for len in [0, 1, 1024, MIB - 1, MIB, MIB + 1, 2 * MIB, 5 * MIB + 17] {
+    for len in [0, 1, 1024, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 5 * PIECE + 17] {
         let data = content(1, len);
         let blob = fill(&store, &data);
         assert!(blob.is_complete(), "{len}");
@@ -94,7 +94,7 @@ fn a_blob_of_any_size_comes_back_as_it_went_in() {
 fn only_the_right_bytes_set_the_bit() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let data = content(2, 2 * MIB + 5);
+    let data = content(2, 2 * PIECE + 5);
     let blob = begin(&store, &data);
     let last = piece(&blob, 2);
 
@@ -121,12 +121,12 @@ fn only_the_right_bytes_set_the_bit() {
 fn statement_and_hashes_must_belong_together() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let (one, other) = (describe(&content(1, 3 * MIB)), describe(&content(2, 3 * MIB)));
+    let (one, other) = (describe(&content(1, 3 * PIECE)), describe(&content(2, 3 * PIECE)));
     assert!(matches!(store.begin(&one.0, other.1), Err(BeginError::Hashes(_))));
     store.begin(&one.0, one.1.clone()).unwrap();
     let mut lie = other.0;
     lie.statement.digest = one.0.statement.digest;
-    let hashes = describe(&content(2, 3 * MIB)).1;
+    let hashes = describe(&content(2, 3 * PIECE)).1;
     assert!(matches!(store.begin(&lie, hashes), Err(BeginError::Conflict(_))));
 }
 
@@ -142,7 +142,7 @@ fn a_second_process_is_told_that_the_folder_is_taken() {
 #[test]
 fn a_killed_process_loses_no_recorded_piece() {
     let dir = tempfile::tempdir().unwrap();
-    let data = content(3, 40 * MIB + 1);
+    let data = content(3, 40 * PIECE + 1);
     let digest = {
         let store = open(dir.path(), "a");
         let blob = begin(&store, &data);
@@ -152,7 +152,7 @@ fn a_killed_process_loses_no_recorded_piece() {
         }
         // A piece half written, and no close: the threads stop where they are.
         let mut half = blob.writer(piece(&blob, 30)).unwrap();
-        half.write(&data[30 * MIB..30 * MIB + 1000]).unwrap();
+        half.write(&data[30 * PIECE..30 * PIECE + 1000]).unwrap();
         *blob.digest()
     };
     let store = open(dir.path(), "a");
@@ -166,7 +166,7 @@ fn a_killed_process_loses_no_recorded_piece() {
 #[test]
 fn close_loses_nothing_whatever_happens_next() {
     let dir = tempfile::tempdir().unwrap();
-    let data = content(4, 12 * MIB);
+    let data = content(4, 12 * PIECE);
     let digest = {
         let store = open(dir.path(), "a");
         let blob = fill(&store, &data);
@@ -184,7 +184,7 @@ fn close_loses_nothing_whatever_happens_next() {
 #[test]
 fn after_a_power_loss_only_what_reached_the_disk_counts() {
     let dir = tempfile::tempdir().unwrap();
-    let data = content(5, 9 * MIB);
+    let data = content(5, 9 * PIECE);
     let (signed, hashes) = describe(&data);
     let digest = signed.statement.digest;
     {
@@ -202,7 +202,7 @@ fn after_a_power_loss_only_what_reached_the_disk_counts() {
         // The page cache never reached the disk: pieces that are not durable read as zeros, all but one.
         let lost: Vec<_> = (5..8).filter(|&index| !blob.bits().durable.contains(piece(&blob, index))).collect();
         for index in lost {
-            blob.file().write_all_at(&vec![0; MIB], u64::from(index) * PIECE_LEN_MIN).unwrap();
+            blob.file().write_all_at(&vec![0; PIECE], u64::from(index) * PIECE_LEN_MIN).unwrap();
         }
     }
     let store = open(dir.path(), "b");
@@ -224,7 +224,7 @@ fn after_a_power_loss_only_what_reached_the_disk_counts() {
 #[test]
 fn what_is_in_doubt_is_not_served_before_it_is_verified() {
     let dir = tempfile::tempdir().unwrap();
-    let data = content(6, 2 * MIB);
+    let data = content(6, 2 * PIECE);
     let digest = Digest::of(&data);
     {
         let store = open(dir.path(), "a");
@@ -234,7 +234,7 @@ fn what_is_in_doubt_is_not_served_before_it_is_verified() {
         blob.file().write_all_at(&[0; 16], 0).unwrap();
     }
     let row = open_tables(dir.path()).have(&digest).unwrap().unwrap();
-    let layout = shoal_proto::layout::Layout::new(2 * MIB as u64).unwrap();
+    let layout = shoal_proto::layout::Layout::new(2 * PIECE as u64).unwrap();
     let bits = load::bits(&config(dir.path(), "b"), &layout, Some(&row)).unwrap();
     let first = layout.piece(0).unwrap();
     assert!(bits.doubtful.contains(first) != bits.durable.contains(first));
@@ -270,9 +270,9 @@ fn rows_without_a_file_and_files_without_a_row_go() {
 fn the_least_recently_used_blob_goes_first_and_no_more_than_needed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let blobs: Vec<_> = (0..4u8).map(|seed| *fill(&store, &content(seed, 16 * MIB)).digest()).collect();
+    let blobs: Vec<_> = (0..4u8).map(|seed| *fill(&store, &content(seed, 16 * PIECE)).digest()).collect();
     let _ = store.blob(&blobs[0]);
-    fill(&store, &content(9, 16 * MIB));
+    fill(&store, &content(9, 16 * PIECE));
     let held: Vec<_> = blobs.iter().map(|digest| store.info(digest).is_some()).collect();
     assert_eq!(held, [true, false, true, true]);
     assert_eq!(store.take_evicted(), [blobs[1]]);
@@ -285,13 +285,13 @@ fn the_least_recently_used_blob_goes_first_and_no_more_than_needed() {
 fn what_is_pinned_used_or_under_way_is_not_evicted() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let (pinned, used) = (fill(&store, &content(0, 16 * MIB)), fill(&store, &content(1, 16 * MIB)));
-    let under_way = begin(&store, &content(2, 16 * MIB));
+    let (pinned, used) = (fill(&store, &content(0, 16 * PIECE)), fill(&store, &content(1, 16 * PIECE)));
+    let under_way = begin(&store, &content(2, 16 * PIECE));
     store.put_image(image(*pinned.digest(), &[])).unwrap();
     assert!(store.pin(pinned.digest(), true).unwrap());
     let guard = used.guard();
 
-    let (signed, hashes) = describe(&content(3, 32 * MIB));
+    let (signed, hashes) = describe(&content(3, 32 * PIECE));
     let error = store.begin(&signed, hashes.clone()).unwrap_err();
     assert!(matches!(error, BeginError::OverQuota { needed, room, .. } if needed == 32 << 20 && room == 16 << 20));
     assert!(error.is_full());
@@ -308,7 +308,7 @@ fn what_is_pinned_used_or_under_way_is_not_evicted() {
 fn an_evicted_blob_made_anew_starts_empty() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let data = content(1, 3 * MIB);
+    let data = content(1, 3 * PIECE);
     let old = fill(&store, &data);
     store.flush().unwrap();
     let making = store.shared.making();
@@ -327,7 +327,7 @@ fn an_evicted_blob_made_anew_starts_empty() {
 fn a_spot_check_takes_damaged_pieces_out() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let data = content(1, 4 * MIB);
+    let data = content(1, 4 * PIECE);
     let blob = fill(&store, &data);
     store.flush().unwrap();
     blob.file().write_all_at(b"x", PIECE_LEN_MIN + 3).unwrap();
@@ -343,7 +343,7 @@ fn a_spot_check_takes_damaged_pieces_out() {
 async fn readers_wake_for_pieces_failures_and_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), "a");
-    let data = content(1, 2 * MIB);
+    let data = content(1, 2 * PIECE);
     let blob = begin(&store, &data);
     let mut changed = blob.changed();
     put(&blob, piece(&blob, 1), &data);
@@ -462,8 +462,8 @@ fn a_full_disk_is_told_apart_and_leaves_nothing_behind() {
     }
     let full = {
         let store = open(dir.path(), "a");
-        let kept = fill(&store, &content(1, MIB));
-        let (signed, hashes) = describe(&content(2, 20 * MIB));
+        let kept = fill(&store, &content(1, PIECE));
+        let (signed, hashes) = describe(&content(2, 20 * PIECE));
         let full = store.begin(&signed, hashes);
         let left = store.info(&signed.statement.digest);
         let full = matches!(full, Err(BeginError::DiskFull { .. })) && left.is_none();

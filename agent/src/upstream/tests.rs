@@ -28,7 +28,7 @@ fn tag() -> Reference {
 #[tokio::test]
 async fn a_pull_comes_with_all_envelopes_opened() {
     let stage = Stage::set().await;
-    let layer = content(1, 3 << 20);
+    let layer = content(1, 3 << 18);
     let image = stage.seeder.push("app", "latest", std::slice::from_ref(&layer));
     let pulled = stage.upstream.pull(&repository(), &tag(), &Credentials::none()).await.unwrap();
     assert_eq!(pulled.digest, image);
@@ -36,12 +36,12 @@ async fn a_pull_comes_with_all_envelopes_opened() {
     assert_eq!(pulled.tag_record.as_ref().unwrap().1.digest, Some(image));
     let digest = Digest::of(&layer);
     let signed = pulled.statement(&digest).unwrap();
-    assert_eq!(signed.statement.size, 3 << 20);
+    assert_eq!(signed.statement.size, 3 << 18);
     let hashes = stage.upstream.hashes(&repository(), &signed.statement, &Credentials::none()).await.unwrap();
     assert_eq!(hashes.layout().pieces(), 3);
     let manifest = stage.upstream.manifest(&repository(), &image, &Credentials::none()).await.unwrap();
     assert_eq!(Digest::of(&manifest), image);
-    let single = stage.upstream.statement(&repository(), &digest, Some(3 << 20), &Credentials::none()).await.unwrap();
+    let single = stage.upstream.statement(&repository(), &digest, Some(3 << 18), &Credentials::none()).await.unwrap();
     assert_eq!(&single, signed);
     let misfit = stage.upstream.statement(&repository(), &digest, Some(5), &Credentials::none()).await;
     assert!(matches!(misfit, Err(UpstreamError::Protocol { .. })));
@@ -65,7 +65,7 @@ async fn an_unchanged_tag_costs_a_bare_head() {
 #[tokio::test]
 async fn pieces_come_in_the_order_given_and_only_wanted_ones_count() {
     let stage = Stage::set().await;
-    let data = content(2, (2 << 20) + 77);
+    let data = content(2, (2 << 18) + 77);
     stage.seeder.put_blob(&data);
     let digest = Digest::of(&data);
     let layout = Layout::new(data.len() as u64).unwrap();
@@ -88,7 +88,7 @@ async fn pieces_come_in_the_order_given_and_only_wanted_ones_count() {
         back.extend_from_slice(&chunk.data);
         ends += u32::from(chunk.last);
     }
-    let expected = [&data[..1 << 20], &data[2 << 20..]].concat();
+    let expected = [&data[..1 << 18], &data[2 << 18..]].concat();
     assert!(back == expected && ends == 2);
 }
 

@@ -248,7 +248,7 @@ async fn piece_hashes_lead_to_the_signed_root() {
 #[tokio::test]
 async fn eight_nodes_are_sent_disjoint_pieces_and_each_piece_once() {
     let seeder = TestSeeder::start().await;
-    let content = noise((20 << 20) + 5, 1);
+    let content = noise((20 << 18) + 5, 1);
     let digest = seeder.push("a", content.clone()).await;
     let layout = Layout::new(content.len() as u64).unwrap();
     let want = HaveSet::full(&layout);
@@ -287,9 +287,9 @@ async fn eight_nodes_are_sent_disjoint_pieces_and_each_piece_once() {
 async fn pieces_that_a_leaving_node_did_not_get_go_to_the_next() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let seeder = TestSeeder::start().await;
-    let content = noise(16 << 20, 1);
+    let content = noise(16 << 18, 1);
     let digest = seeder.push("a", content).await;
-    let want = HaveSet::full(&Layout::new(16 << 20).unwrap());
+    let want = HaveSet::full(&Layout::new(16 << 18).unwrap());
     let leaving = Node::new(1, "eu");
     let labels = leaving.labels.clone();
     let body = encode(&PiecesWanted {
@@ -305,7 +305,7 @@ async fn pieces_that_a_leaving_node_did_not_get_go_to_the_next() {
         format!("POST /v2/a/_shoal/pieces/{digest} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
     // More than a piece, whatever the headers take.
-    stream.read_exact(&mut vec![0; 3 << 20]).await.unwrap();
+    stream.read_exact(&mut vec![0; 3 << 18]).await.unwrap();
     drop(stream);
     let next = Node::new(2, "eu");
     let mut given = Vec::new();

@@ -22,6 +22,13 @@ use crate::{
 
 /// How long a process may take until it is ready: thirty-two start at once on two cores.
 const READY_TIME_MAX: Duration = Duration::from_secs(120);
+/// A fleet is settled when over such a window its processes take less than [`SETTLED_CORES`] processors in all: what they
+/// do when they start (keys, handshakes with each other) is not what a rollout costs a fleet that runs.
+const SETTLE_WINDOW: Duration = Duration::from_millis(500);
+/// See [`SETTLE_WINDOW`].
+const SETTLED_CORES: f64 = 0.2;
+/// How long a fleet may take to settle.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Where hosts have ports of their own, these are the shipped ones.
 const SEEDER_PORT: u16 = 5000;
 const LIBP2P_PORT: u16 = 5051;
@@ -254,6 +261,28 @@ impl Fleet {
         let starts = agents.iter().map(|(name, host, start)| Node::agent(host, directory, name, seeder, start));
         self.agents.extend(try_join_all(starts).await?);
         Ok(())
+    }
+
+    /// Waits until the agents have done what they do when they start.
+    ///
+    /// # Errors
+    /// One has ended by itself, or they do not come to rest.
+    pub async fn settle(&self) -> Result<()> {
+        let limit = SETTLED_CORES * SETTLE_WINDOW.as_secs_f64();
+        let windows = async {
+            let mut ticks = tokio::time::interval(SETTLE_WINDOW);
+            ticks.tick().await;
+            let mut before = self.cpu()?.1;
+            loop {
+                ticks.tick().await;
+                let now = self.cpu()?.1;
+                if now - before < limit {
+                    return Ok(());
+                }
+                before = now;
+            }
+        };
+        tokio::time::timeout(SETTLE_TIME_MAX, windows).await.context("the fleet does not come to rest")?
     }
 
     /// Payload bytes that the seeder has sent so far.

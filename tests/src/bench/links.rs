@@ -241,6 +241,7 @@ async fn shoal(
 
 /// All pull at once; those in `victims` are killed when half of the bytes have come.
 pub(super) async fn timed(mut run: Run, fleet: &mut Fleet, content: &Content, victims: &[usize]) -> Result<Run> {
+    fleet.settle().await?;
     let (origin, cpu) = (fleet.origin_bytes().await?, fleet.cpu()?);
     let (machine, begun) = (Machine::now()?, Instant::now());
     let mut doomed: Vec<Node> = Vec::new();

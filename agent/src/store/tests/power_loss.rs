@@ -20,7 +20,7 @@ const LOST: u32 = 4;
 async fn what_a_power_loss_took_is_detected_and_fetched_again() {
     let (seeder, mut tasks, stop) = (FakeSeeder::new(), JoinSet::new(), CancellationToken::new());
     let address = seeder.serve(&mut tasks, &stop).await;
-    let layer = crate::testing::content(1, PIECES as usize * MIB);
+    let layer = crate::testing::content(1, PIECES as usize * PIECE);
     let digest = Digest::of(&layer);
     seeder.push("app", "v1", std::slice::from_ref(&layer));
     let (signed, hashes, _) = seeder.describe(&digest).unwrap();
@@ -40,7 +40,7 @@ async fn what_a_power_loss_took_is_detected_and_fetched_again() {
         store.shared.record_now(&blob);
         for index in DURABLE..DURABLE + LOST {
             assert!(blob.has(piece(&blob, index)) && !blob.bits().durable.contains(piece(&blob, index)), "{index}");
-            blob.file().write_all_at(&vec![0; MIB], u64::from(index) * PIECE_LEN_MIN).unwrap();
+            blob.file().write_all_at(&vec![0; PIECE], u64::from(index) * PIECE_LEN_MIN).unwrap();
         }
     }
     let running = Agent::start(config).await.unwrap();
@@ -63,7 +63,7 @@ async fn what_a_power_loss_took_is_detected_and_fetched_again() {
     }
     // The manifest and the config come to less than a piece.
     assert_eq!(
-        fetched / MIB,
+        fetched / PIECE,
         (PIECES - DURABLE) as usize,
         "what was on the disk is not fetched again, what was lost is"
     );
