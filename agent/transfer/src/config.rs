@@ -15,8 +15,11 @@ pub struct Config {
     pub degree: u32,
     /// Connections in all; beyond it new dials wait. Bounds sockets and per-peer state.
     pub connections_max: u32,
-    /// Dials under way at once: enough that some dead peers cost one round, not one each.
+    /// Fresh dials under way at once: enough that some dead peers cost one round, not one each.
     pub dials_max: u32,
+    /// A dial that has not been answered for so long is no longer fresh: it goes on, and another is made beside it. Who
+    /// lives answers sooner, even across the world; who does not costs this and not the time that TCP takes to give up.
+    pub dial_hedge: Span,
     /// Nodes that the core remembers, connected or not.
     pub known_peers_max: u32,
     /// Pieces asked for at once in all, before measured rates allow more: enough that an uploader's queue is seldom
@@ -81,12 +84,22 @@ pub struct Config {
     pub have_interval: Span,
     /// A peer that is busy is asked again after half the usual time for a piece, but not before this.
     pub busy_rest_min: Span,
-    /// A busy peer is asked again after this at the latest.
+    /// A busy peer is asked again after this at the latest, until it has been busy [`busy_often`](Self::busy_often) times
+    /// in a row.
     pub busy_rest_max: Span,
+    /// A peer that was busy so often in a row is left alone for twice as long each time, up to 64 times as long: it has
+    /// others to serve, or never serves anybody.
+    pub busy_often: u32,
+    /// A peer that was busy for so long without a pause, and never served anything, counts for one that holds nothing.
+    pub busy_in_vain: Span,
+    /// Longest pause for a peer that is busy.
+    pub busy_often_max: Span,
     /// First pause after a failed dial or a failure of a peer; doubles up to `backoff_max`.
     pub backoff_base: Span,
-    /// Longest pause after failures.
+    /// Longest pause after failures. What is remembered of them halves with each such span that passes without one.
     pub backoff_max: Span,
+    /// Longest time for which a seeder that asks to be left alone is left alone.
+    pub seeder_busy_max: Span,
     /// First ban for a bad piece; doubles with each, halves with each span that passes without one.
     pub ban_base: Span,
     /// Longest ban.
@@ -104,6 +117,7 @@ impl Default for Config {
             degree: 10,
             connections_max: 200,
             dials_max: 8,
+            dial_hedge: Span::from_millis(250),
             known_peers_max: 1024,
             requests_base: 16,
             requests_max: 64,
@@ -132,8 +146,12 @@ impl Default for Config {
             have_interval: Span::from_millis(100),
             busy_rest_min: Span::from_millis(1),
             busy_rest_max: Span::from_millis(250),
+            busy_often: 32,
+            busy_in_vain: Span::from_secs(10),
+            busy_often_max: Span::from_secs(2),
             backoff_base: Span::from_millis(250),
             backoff_max: Span::from_secs(60),
+            seeder_busy_max: Span::from_secs(60),
             ban_base: Span::from_secs(120),
             ban_max: Span::from_secs(3600),
             find_interval: Span::from_secs(5),

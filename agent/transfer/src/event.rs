@@ -267,6 +267,13 @@ pub enum Input<'a> {
         /// When to ask again.
         retry_after: Span,
     },
+    /// The seeder asks to be left alone: it has enough to do, or this node has drawn enough. The request is over.
+    SeederBusy {
+        /// The request.
+        request: RequestId,
+        /// For how long.
+        retry_after: Span,
+    },
     /// All pieces of a request to the seeder have come. The request is over.
     SeederDone {
         /// The request.

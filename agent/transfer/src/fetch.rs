@@ -18,6 +18,9 @@ use crate::{
 /// Least age at which a request is taken from a slow peer: below it, the time for a round trip decides, not the peer.
 const STEAL_AGE_MIN: Span = Span::from_millis(100);
 
+/// Least age at which that happens to a piece that a reader waits for: in a crowd pieces wait their turn at their uploaders.
+const HEDGE_AGE_MIN: Span = Span::from_secs(1);
+
 /// A node that usually has a piece so many times faster, and not for that long either, lacks progress: whoever should have
 /// brought the piece in may follow another list of candidates.
 const PROGRESS_FACTOR: u64 = 8;
@@ -84,20 +87,29 @@ impl Node {
         self.config.request_timeout.max(self.usual.times(u64::from(self.config.slow_factor)))
     }
 
-    /// Endgame: all is asked for, and peers are idle. One that sits on a piece for longer than usual loses it to one
-    /// that can serve it at once.
+    /// A peer that sits on a piece for longer than usual loses it to one that can serve it at once: in the endgame, when
+    /// all is asked for, any piece to a peer that is idle; before, one that a reader waits for.
     pub(crate) fn steal(&mut self, id: BlobId) {
         let usual = STEAL_AGE_MIN.max(self.usual);
+        let Some(endgame) = self.blobs.get(id).map(|blob| blob.missing.is_empty()) else { return };
         let mut found = None;
-        for (request, open) in self.requests.iter().filter(|(_, open)| open.blob == id) {
+        for (request, open) in self.requests.iter().filter(|(_, open)| open.blob == id && (endgame || open.urgent)) {
             let Target::Peer { peer: victim, piece } = open.target else { continue };
-            let age = if open.started { usual.times(u64::from(self.config.slow_factor)) } else { usual.times(2) };
+            let slow = usual.times(u64::from(self.config.slow_factor));
+            let age = match (endgame, open.started) {
+                (false, _) => slow.max(HEDGE_AGE_MIN),
+                (true, true) => slow,
+                (true, false) => usual.times(2),
+            };
             if self.now.since(open.issued) < age {
                 self.steal_at = self.steal_at.min(open.issued + age);
                 continue;
             }
             let Some(blob) = self.blobs.get(id) else { return };
-            let idle = |peer: PeerId| self.askable(peer, blob.layout.piece_len()) == Some(0);
+            let idle = |peer: PeerId| {
+                let taken = self.askable(peer, blob.layout.piece_len());
+                taken.is_some_and(|taken| open.urgent || taken == 0)
+            };
             let near = |scope| blob.boundaries.towards(scope).is_none();
             let thief = blob
                 .holders
@@ -200,7 +212,7 @@ impl Node {
         smooth(&mut self.usual, now.since(request.issued));
         let mut rate_now = None;
         if let Some(peer) = self.peers.get_mut(peer) {
-            peer.failures = 0;
+            (peer.failures, peer.busy) = (0, 0);
             // The peer served one request after the other: it worked on this one since it finished the last.
             let since = now.since(request.issued.max(peer.finished_at)).as_nanos().max(1);
             let rate = u64::try_from(u128::from(len) * 1_000_000_000 / u128::from(since)).unwrap_or(u64::MAX);
@@ -274,7 +286,13 @@ impl Node {
                 self.stats.refusals += 1;
                 match reason {
                     RefuseReason::Busy => {
-                        self.rest_briefly(peer);
+                        if self.rest_briefly(peer) {
+                            self.with_blob(blob, |blob| blob.holders.forget(peer));
+                        }
+                        // Who is busy without end must not keep a piece from the seeder by being asked for it.
+                        if self.blobs.get(blob).is_some_and(|blob| self.now >= blob.cross_at) {
+                            self.ask_seeder(blob);
+                        }
                         self.fill_after(peer, blob, true);
                     }
                     RefuseReason::Failed => self.rest(peer),

@@ -58,7 +58,7 @@ impl Node {
         }
         self.saturated = false;
         let mut asked = false;
-        for rank in Rank::ALL {
+        for rank in self.ranks() {
             let mut any = false;
             for step in 0..self.fetching.len() {
                 let Some(id) = self.in_turn(rank, step) else { continue };
@@ -79,6 +79,13 @@ impl Node {
         self.turn = self.turn.wrapping_add(1);
     }
 
+    /// The ranks that have their turn now: the background only where nothing else is fetched.
+    fn ranks(&self) -> impl Iterator<Item = Rank> + use<> {
+        let foreground = self.fetching.iter().any(|wanted| wanted.rank != Rank::Background);
+        let ranks = if foreground { &Rank::ALL[..2] } else { &Rank::ALL[..] };
+        ranks.iter().copied()
+    }
+
     /// The blob that stands at `step` of this turn, if it is of that rank.
     fn in_turn(&self, rank: Rank, step: usize) -> Option<BlobId> {
         let wanted = self.fetching.get((self.turn + step) % self.fetching.len().max(1))?;
@@ -94,7 +101,7 @@ impl Node {
         }
         let saturated = core::mem::take(&mut self.saturated);
         let idle = self.lanes.get(peer.slot()).is_some_and(|lane| lane.ready);
-        for rank in Rank::ALL.into_iter().filter(|_| saturated || idle) {
+        for rank in self.ranks().filter(|_| saturated || idle) {
             for step in 0..self.fetching.len() {
                 if self.saturated {
                     break;
@@ -164,8 +171,8 @@ impl Node {
             self.issue(id, peer, piece, urgent);
         }
         self.saturated |= self.open_to_peers >= self.request_limit;
-        let endgame = self.blobs.get(id).is_some_and(|blob| blob.missing.is_empty() && blob.in_flight > 0);
-        if endgame && self.open_to_peers < self.config.requests_max {
+        let waits = |blob: &Blob| (blob.missing.is_empty() && blob.in_flight > 0) || blob.urgent_open > 0;
+        if self.blobs.get(id).is_some_and(waits) && self.open_to_peers < self.config.requests_max {
             self.steal(id);
         }
     }

@@ -249,6 +249,7 @@ impl Node {
             Input::FetchFailed { request, failure } => self.fetch_failed(request, failure),
             Input::SeederGave { request, pieces } => self.seeder_gave(request, &pieces),
             Input::SeederDeferred { request, retry_after } => self.seeder_deferred(request, retry_after),
+            Input::SeederBusy { request, retry_after } => self.seeder_busy(request, retry_after),
             Input::SeederDone { request } => {
                 self.end(request);
             }
@@ -399,7 +400,10 @@ impl Node {
             let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.hold_until, blob.seeder.next_at, stalled];
             dues.into_iter().for_each(&mut look);
         }
-        self.peers.iter().for_each(|(_, peer)| look(peer.rest_until));
+        for (_, peer) in self.peers.iter() {
+            look(peer.rest_until);
+            self.hedged_at(peer).into_iter().for_each(&mut look);
+        }
         look(self.pause_until);
         if steal_at > now {
             self.steal_at = steal_at;

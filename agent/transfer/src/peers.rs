@@ -7,6 +7,7 @@ use shoal_proto::signed::Scope;
 use crate::{
     Node,
     blob::Blob,
+    config::Config,
     event::Action,
     ids::{BlobId, Id, PeerId},
     time::{Span, Time},
@@ -18,6 +19,12 @@ pub(crate) enum Link {
     Dialling,
     Up,
 }
+
+/// Dials under way in all, as a multiple of the fresh ones: bounds the sockets that wait for the dead.
+const DIALS_STALE_FACTOR: u32 = 4;
+
+/// How often the pause for a peer that is always busy doubles.
+const BUSY_DOUBLINGS_MAX: u32 = 6;
 
 /// A known peer.
 #[derive(Debug)]
@@ -37,8 +44,15 @@ pub(crate) struct Peer {
     pub(crate) uploading: u16,
     /// Uploads to it that wait.
     pub(crate) queued: u16,
-    /// Failures in a row: dials, timeouts, refusals.
+    /// When it was dialled, while it is.
+    dialled_at: Time,
+    /// Failures since it was last of use: dials, timeouts, refusals, connections that it ended. That it can be connected
+    /// to says nothing: who comes and goes would be asked again each time.
     pub(crate) failures: u32,
+    failed_at: Time,
+    /// How often in a row it was busy, and since when.
+    pub(crate) busy: u32,
+    busy_since: Time,
     /// Not to be dialled or asked before.
     pub(crate) rest_until: Time,
     pub(crate) bans: u32,
@@ -57,11 +71,24 @@ impl Peer {
             finished_at: Time::ZERO,
             uploading: 0,
             queued: 0,
+            dialled_at: Time::ZERO,
             failures: 0,
+            failed_at: Time::ZERO,
+            busy: 0,
+            busy_since: Time::ZERO,
             rest_until: Time::ZERO,
             bans: 0,
             banned_until: Time::ZERO,
         }
+    }
+
+    /// Notes a failure: it is left alone for longer each time.
+    fn fail(&mut self, config: &Config, now: Time) {
+        let quiet = now.since(self.failed_at).as_nanos() / config.backoff_max.as_nanos().max(1);
+        self.failures = self.failures.checked_shr(u32::try_from(quiet).unwrap_or(u32::MAX)).unwrap_or(0);
+        self.rest_until = now + backoff(config.backoff_base, config.backoff_max, self.failures);
+        self.failures += 1;
+        self.failed_at = now;
     }
 }
 
@@ -172,7 +199,6 @@ impl Node {
             self.actions.push_back(Action::Ban { peer, span });
             return;
         }
-        known.failures = 0;
         self.set_link(peer, Link::Up);
         self.set_absent(peer, false);
         let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
@@ -196,11 +222,8 @@ impl Node {
     }
 
     pub(crate) fn connect_failed(&mut self, peer: PeerId) {
-        let now = self.now;
-        let (base, max) = (self.config.backoff_base, self.config.backoff_max);
         if let Some(known) = self.peers.get_mut(peer).filter(|p| p.link == Link::Dialling) {
-            known.rest_until = now + backoff(base, max, known.failures);
-            known.failures += 1;
+            known.fail(&self.config, self.now);
             let at = known.rest_until;
             self.set_link(peer, Link::Down);
             self.stats.dials_failed += 1;
@@ -238,9 +261,8 @@ impl Node {
 
     /// The connection is gone: what was asked of the peer is missing again, what it asked is void.
     pub(crate) fn disconnected(&mut self, peer: PeerId) {
-        let now = self.now;
         let Some(known) = self.peers.get_mut(peer) else { return };
-        known.rest_until = now + self.config.backoff_base;
+        known.fail(&self.config, self.now);
         let at = known.rest_until;
         self.set_link(peer, Link::Down);
         self.wake_at(at);
@@ -272,26 +294,34 @@ impl Node {
 
     /// Leaves a peer alone for a while: it refused, or let a request starve.
     pub(crate) fn rest(&mut self, peer: PeerId) {
-        let now = self.now;
-        let (base, max) = (self.config.backoff_base, self.config.backoff_max);
         if let Some(known) = self.peers.get_mut(peer) {
-            known.rest_until = now + backoff(base, max, known.failures);
-            known.failures += 1;
+            known.fail(&self.config, self.now);
             let at = known.rest_until;
             self.wake_at(at);
             self.set_ready(peer);
         }
     }
 
-    /// Leaves a busy peer alone until about one of its queue is done.
-    pub(crate) fn rest_briefly(&mut self, peer: PeerId) {
+    /// Leaves a busy peer alone until about one of its queue is done. Whether it has been busy for so long, and never
+    /// served anything, that it counts for one that holds nothing: what it claims must not keep others from being asked.
+    pub(crate) fn rest_briefly(&mut self, peer: PeerId) -> bool {
         let half = Span::from_nanos(self.usual.as_nanos() / 2);
-        let until = self.now + half.max(self.config.busy_rest_min).min(self.config.busy_rest_max);
+        let pause = half.max(self.config.busy_rest_min).min(self.config.busy_rest_max);
+        let mut vain = false;
         if let Some(known) = self.peers.get_mut(peer) {
+            if known.busy == 0 {
+                known.busy_since = self.now;
+            }
+            known.busy = known.busy.saturating_add(1);
+            let long = self.now.since(known.busy_since) >= self.config.busy_in_vain;
+            vain = long && known.rate == 0 && known.busy > self.config.busy_often;
+            let often = known.busy.saturating_sub(self.config.busy_often).min(BUSY_DOUBLINGS_MAX);
+            let until = self.now + backoff(pause, pause.max(self.config.busy_often_max), often);
             known.rest_until = until;
             self.wake_at(until);
             self.set_ready(peer);
         }
+        vain
     }
 
     pub(crate) fn introduced(&mut self, peer: PeerId, blob_id: BlobId) {
@@ -321,8 +351,11 @@ impl Node {
         if !core::mem::take(&mut self.dial_due) {
             return;
         }
-        let mut room = self.config.dials_max.saturating_sub(self.dialling);
-        room = room.min(self.config.connections_max.saturating_sub(self.links));
+        let stale = self.stale_dials();
+        let mut room = self.config.dials_max.saturating_sub(self.dialling - stale);
+        room = room.min((DIALS_STALE_FACTOR * self.config.dials_max).saturating_sub(self.dialling));
+        // Who does not answer takes no connection from those that would.
+        room = room.min(self.config.connections_max.saturating_sub(self.links - stale));
         if room == 0 {
             return;
         }
@@ -330,14 +363,41 @@ impl Node {
             let fixed: Vec<PeerId> = self.peers.iter().filter(|(_, p)| p.fixed).map(|(id, _)| id).collect();
             room = self.dial_among(&fixed, u32::MAX, room);
         }
-        let degree = self.config.degree;
-        let lacks = |blob: &Blob| blob.fetching() && blob.linked < degree;
-        let lacking: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| lacks(b)).map(|(id, _)| id).collect();
+        let lacking: Vec<BlobId> =
+            self.blobs.iter().filter(|(_, b)| self.lack(b, stale > 0) > 0).map(|(id, _)| id).collect();
         for id in lacking {
-            let Some(blob) = self.blobs.get(id).filter(|blob| room > 0 && lacks(blob)) else { continue };
-            let (lack, candidates) = (degree - blob.linked, blob.candidates.clone());
+            let Some(blob) = self.blobs.get(id).filter(|_| room > 0) else { continue };
+            // What was dialled for another blob meanwhile counts for this one too.
+            let (lack, candidates) = (self.lack(blob, stale > 0), blob.candidates.clone());
             room = self.dial_among(&candidates, lack, room);
         }
+    }
+
+    /// Connections that a blob lacks; `stale`: some dials under way are not fresh, and count for nothing.
+    fn lack(&self, blob: &Blob, stale: bool) -> u32 {
+        if !blob.fetching() {
+            return 0;
+        }
+        let known = blob.candidates.iter().filter_map(|peer| self.peers.get(*peer));
+        let stale = if stale { known.filter(|peer| self.is_stale(peer)).count() } else { 0 };
+        self.config.degree.saturating_sub(blob.linked - u32::try_from(stale).unwrap_or(0))
+    }
+
+    /// Whether a dial of it is under way that was not answered for long.
+    fn is_stale(&self, peer: &Peer) -> bool {
+        peer.link == Link::Dialling && self.now.since(peer.dialled_at) >= self.config.dial_hedge
+    }
+
+    fn stale_dials(&self) -> u32 {
+        if self.dialling == 0 {
+            return 0;
+        }
+        u32::try_from(self.peers.iter().filter(|(_, peer)| self.is_stale(peer)).count()).unwrap_or(u32::MAX)
+    }
+
+    /// When a dial of the peer that is under way is no longer fresh.
+    pub(crate) fn hedged_at(&self, peer: &Peer) -> Option<Time> {
+        (peer.link == Link::Dialling).then(|| peer.dialled_at + self.config.dial_hedge)
     }
 
     /// Dials up to `lack` of `peers`, near ones first and random among them; returns the room that is left.
@@ -352,6 +412,10 @@ impl Node {
                 .min();
             let Some((_, peer)) = next else { break };
             self.set_link(peer, Link::Dialling);
+            if let Some(known) = self.peers.get_mut(peer) {
+                known.dialled_at = self.now;
+            }
+            self.wake_at(self.now + self.config.dial_hedge);
             self.actions.push_back(Action::Connect { peer });
             room -= 1;
         }

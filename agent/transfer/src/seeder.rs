@@ -81,6 +81,19 @@ impl Node {
         self.wake_at(at);
     }
 
+    /// Leaves the seeder alone for as long as it asks, and up to half as much again: a crowd that was sent away together
+    /// must not come back together.
+    pub(crate) fn seeder_busy(&mut self, id: RequestId, retry_after: Span) {
+        let Some(blob) = self.requests.get(id).map(|request| request.blob) else { return };
+        self.end(id);
+        self.stats.seeder_deferrals += 1;
+        let asked = retry_after.min(self.config.seeder_busy_max).max(self.config.backoff_base);
+        let jitter = (u128::from(self.rng.next()) * u128::from(asked.as_nanos() / 2)) >> 64;
+        let at = self.now + asked + Span::from_nanos(u64::try_from(jitter).unwrap_or(0));
+        self.with_blob(blob, |blob| blob.seeder.next_at = at);
+        self.wake_at(at);
+    }
+
     pub(crate) fn seeder_failed(&mut self, blob: BlobId) {
         let Some(blob) = self.blobs.get_mut(blob) else { return };
         let at = self.now + backoff(self.config.backoff_base, self.config.backoff_max, blob.seeder.failures);

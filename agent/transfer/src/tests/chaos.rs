@@ -80,6 +80,7 @@ fn input() -> impl Strategy<Value = Input<'static>> {
         2 => (request(), failure).prop_map(|(request, failure)| Input::FetchFailed { request, failure }),
         4 => (request(), pieces()).prop_map(|(request, pieces)| Input::SeederGave { request, pieces }),
         1 => request().prop_map(|request| Input::SeederDeferred { request, retry_after: Span::from_millis(5) }),
+        1 => request().prop_map(|request| Input::SeederBusy { request, retry_after: Span::from_millis(5) }),
         2 => request().prop_map(|request| Input::SeederDone { request }),
         4 => (id(), peer(), blob(), 0u32..9).prop_map(|(upload, peer, blob, piece)| Input::UploadRequested {
             upload, peer, blob, piece, priority: Priority::Normal

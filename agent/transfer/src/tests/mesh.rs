@@ -13,7 +13,7 @@ use std::{format, println};
 use shoal_proto::{
     have::{Have, HaveSet},
     layout::Layout,
-    message::Priority,
+    message::{Priority, RefuseReason},
     signed::Scope,
 };
 
@@ -30,6 +30,10 @@ mod links;
 use links::{Ask, Sending, Uplink};
 
 pub(super) const MIB: u64 = 1 << 20;
+/// How long it takes until a dial to nowhere fails.
+pub(super) const GIVE_UP: Span = Span::from_secs(3);
+/// How long a connection to a flapping node lasts.
+const FLAP: Span = Span::from_millis(100);
 /// Where the seeder's uplink stands among the uplinks.
 const SEEDER: usize = usize::MAX;
 
@@ -52,6 +56,12 @@ pub(super) enum Manner {
     Silent,
     /// It does not answer dials.
     Dead,
+    /// Dials of it come to nothing, and that only after this mesh's [`GIVE_UP`].
+    BlackHole,
+    /// It holds what it says, and ends every connection after a while.
+    Flapping,
+    /// It says that it holds what it then refuses.
+    Refusing(RefuseReason),
 }
 
 #[derive(Debug, Clone)]
@@ -119,6 +129,7 @@ enum Event {
     Request { server: usize, asker: usize, request: RequestId, piece: u32, priority: Priority },
     Cancel { server: usize, asker: usize, request: RequestId },
     Dial { from: usize, to: usize },
+    Part(usize, usize),
     AskSeeder(Ask),
     Uplink(usize, u64),
     Timer(usize),
@@ -200,7 +211,7 @@ impl Mesh {
     }
 
     pub(super) fn join(&mut self, at: usize, when: Time) {
-        if self.spec.manner[at] == Manner::Dead {
+        if self.is_gone(at) {
             return;
         }
         let (size, piece_len) = (self.spec.layout.size(), self.spec.layout.piece_len());
@@ -240,7 +251,7 @@ impl Mesh {
 
     /// Runs until every living node is complete, or `limit` passes; true if they are.
     pub(super) fn run(&mut self, limit: Span) -> bool {
-        let living = |mesh: &Self| mesh.spec.manner.iter().filter(|m| **m != Manner::Dead).count();
+        let living = |mesh: &Self| (0..mesh.spec.nodes).filter(|at| !mesh.is_gone(*at)).count();
         while let Some(((at, _), event)) = self.queue.pop_first() {
             if at > Time::ZERO + limit || self.done.len() >= living(self) {
                 break;
@@ -281,7 +292,12 @@ impl Mesh {
                 }
             }
             Event::Request { server, asker, request, piece, priority } => {
-                if self.nodes[server].links.contains(&asker) {
+                if let (true, Manner::Refusing(reason)) =
+                    (self.nodes[server].links.contains(&asker), self.spec.manner[server])
+                {
+                    let failure = Failure::Refused(reason);
+                    self.push(self.later(), Event::Input(asker, Input::FetchFailed { request, failure }));
+                } else if self.nodes[server].links.contains(&asker) {
                     let upload = self.nodes[server].uploads.insert((asker, request, piece));
                     let peer = peer_id(asker);
                     let input = Input::UploadRequested { upload, peer, blob: blob_id(), piece, priority };
@@ -290,14 +306,19 @@ impl Mesh {
             }
             Event::Cancel { server, asker, request } => self.cancelled(server, asker, request),
             Event::Dial { from, to } => self.dialled(from, to),
+            Event::Part(a, b) => self.unlink(a, b),
             Event::AskSeeder(ask) => self.asked(ask),
             Event::Uplink(at, epoch) => self.sent(at, epoch),
             Event::Kill(at) => self.killed(at),
         }
     }
 
+    fn is_gone(&self, at: usize) -> bool {
+        matches!(self.spec.manner[at], Manner::Dead | Manner::BlackHole)
+    }
+
     fn feed(&mut self, at: usize, input: Input<'_>) {
-        if self.spec.manner[at] == Manner::Dead {
+        if self.is_gone(at) {
             return;
         }
         if self.tracing {
@@ -402,9 +423,16 @@ impl Mesh {
 
     fn dialled(&mut self, from: usize, to: usize) {
         let later = self.later();
+        if self.spec.manner[to] == Manner::BlackHole {
+            let failed = Event::Input(from, Input::ConnectFailed { peer: peer_id(to) });
+            return self.push(self.now + GIVE_UP, failed);
+        }
         if self.spec.manner[to] == Manner::Dead || self.banned.contains(&(to, from)) {
             self.push(later, Event::Input(from, Input::ConnectFailed { peer: peer_id(to) }));
             return;
+        }
+        if self.spec.manner[to] == Manner::Flapping {
+            self.push(self.now + FLAP, Event::Part(from, to));
         }
         if self.nodes[from].links.insert(to) {
             self.nodes[to].links.insert(from);
