@@ -70,7 +70,8 @@ use crate::{
     handle::{Command, Commands},
     history::History,
     metrics::Metrics,
-    peer::{self, Endpoint, Rate},
+    peer::{self, Endpoint},
+    rate::Rate,
     store::Store,
     upstream::Upstream,
 };

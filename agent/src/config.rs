@@ -131,6 +131,12 @@ pub struct Limits {
     pub download_bytes_per_s: Option<u64>,
     /// Bytes a second taken from the seeder.
     pub seeder_bytes_per_s: Option<u64>,
+    /// Bytes a second over the network: to peers, from peers and from the seeder together.
+    pub total_bytes_per_s: Option<u64>,
+    /// Bytes a second sent to local clients.
+    pub client_bytes_per_s: Option<u64>,
+    /// Bytes a second written to the disk.
+    pub disk_bytes_per_s: Option<u64>,
     /// Connections with peers.
     pub peer_connections_max: usize,
     /// Connections of local clients.
@@ -145,6 +151,9 @@ impl Default for Limits {
             upload_bytes_per_s: None,
             download_bytes_per_s: None,
             seeder_bytes_per_s: None,
+            total_bytes_per_s: None,
+            client_bytes_per_s: None,
+            disk_bytes_per_s: None,
             peer_connections_max: PEER_CONNECTIONS_MAX,
             client_connections_max: CLIENT_CONNECTIONS_MAX,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
@@ -278,7 +287,7 @@ impl Config {
             labels: file::labels(args, file.labels)?,
             quota_bytes: args.quota.or(file.store.quota).map_or(QUOTA_BYTES, |size| size.0),
             registry: file.registry.into_config(args.platform.clone()),
-            limits: file.limits.into_config()?,
+            limits: file.limits.into_config(args)?,
             log: args.log.clone().or(file.log).unwrap_or_else(|| file::LOG.to_owned()),
             trace: args.trace.clone(),
         })

@@ -18,6 +18,9 @@
 //! takes them straight from the page cache: a slow client holds [`CLIENT_BUFFERS_MAX`] buffers of ours, and its reader
 //! is closed on the event that it went away.
 //!
+//! **Warming.** A client that sends `Shoal-Priority: low` (`shoal pull --low`) gets its blobs only where nothing else is
+//! fetched: here, and at the peers that are asked.
+//!
 //! **Who may ask.** `Host` must be a loopback name or one of `registry.hosts`, and a request with `Origin` is refused:
 //! no web page in a local browser talks to this port. Anything but GET and HEAD is answered 405 with the seeder's URL.
 
@@ -50,6 +53,10 @@ use self::{
 };
 use crate::upstream::{Credentials, UpstreamError};
 
+/// How urgent a client's requests are.
+pub const PRIORITY: HeaderName = HeaderName::from_static("shoal-priority");
+/// The one priority besides the usual: it yields to all else.
+pub const PRIORITY_LOW: &str = "low";
 /// Buffers of ours that a client holds while it takes a blob, however slowly: none, since `sendfile` moves pages from
 /// the cache to the socket.
 pub const CLIENT_BUFFERS_MAX: usize = 0;
@@ -80,6 +87,11 @@ struct Asked {
 impl Asked {
     fn is_head(&self) -> bool {
         self.method == Method::HEAD
+    }
+
+    /// Whether the client wants what it asks for only where nothing else is fetched: it warms.
+    fn is_low(&self) -> bool {
+        self.headers.get(PRIORITY).is_some_and(|priority| priority == PRIORITY_LOW)
     }
 
     fn accept(&self) -> Vec<HeaderValue> {

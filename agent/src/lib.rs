@@ -21,6 +21,7 @@ pub mod http;
 pub mod identity;
 pub mod metrics;
 pub mod peer;
+pub mod rate;
 pub mod running;
 pub mod status;
 pub mod store;

@@ -25,7 +25,6 @@ mod greeting;
 mod link;
 mod listener;
 mod piece;
-mod rate;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -42,6 +41,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use shoal_proto::{
     Digest,
     envelope::Envelope,
@@ -51,18 +51,21 @@ use shoal_proto::{
     signed::{Capability, KeySet, Labels, NodeId},
 };
 use shoal_transfer::ids::{RequestId, UploadId};
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use counters::{Counters, Refused};
 pub use greeting::{GreetError, Greeted};
 pub use link::{Fetch, Link, Overflow, Serve, TakenBack};
 pub use piece::{Partial, Sender};
-pub use rate::Rate;
 pub use tls::TlsSetupError;
 
 use self::link::Tasks;
-use crate::identity::Identity;
+use crate::{identity::Identity, rate::Rate};
 
 /// Time for TCP alone: an address that is dead must not hold up the next.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -72,8 +75,13 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HANDSHAKES_MAX: usize = 64;
 /// Of those from one address: many nodes may share one (a test on loopback, NAT), none may take all places.
 pub const HANDSHAKES_PER_IP_MAX: usize = 32;
-/// Incoming connections that are up. The policy dials at most 200; twice as many may dial us.
+/// Time that one address has for itself before the next is tried beside it: who answers at all mostly does so sooner.
+pub const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+/// Incoming connections that are up, unless configured. The policy dials at most 200; twice as many may dial us.
 pub const INCOMING_MAX: usize = 400;
+/// Reads of stored pieces at once. A page that is not cached holds a thread until the disk has it; more at once than a
+/// disk serves in parallel only cost threads.
+pub const COLD_READS_MAX: usize = 16;
 /// Control frames that may wait for the writer. More than a peer can owe us answers for; a peer that lets this many pile
 /// up does not read, and is dropped.
 pub const OUTBOX_MAX: usize = 1024;
@@ -320,10 +328,14 @@ struct Shared {
     next_link: AtomicU64,
     upload: Rate,
     download: Rate,
+    /// Places for incoming connections.
+    incoming: Arc<Semaphore>,
+    /// Places for reads that may wait for the disk.
+    reads: Semaphore,
 }
 
 /// How an endpoint behaves.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct EndpointConfig {
     /// How bytes travel. Both ends must agree.
     pub mode: Mode,
@@ -331,6 +343,12 @@ pub struct EndpointConfig {
     pub upload_bytes_per_s: Option<u64>,
     /// Most blob bytes a second taken from peers.
     pub download_bytes_per_s: Option<u64>,
+    /// Caps that what is sent to peers counts for besides.
+    pub upload_within: Vec<Arc<Rate>>,
+    /// Caps that what is taken from peers counts for besides.
+    pub download_within: Vec<Arc<Rate>>,
+    /// Most incoming connections, if not [`INCOMING_MAX`].
+    pub incoming_max: Option<usize>,
 }
 
 impl Endpoint {
@@ -361,8 +379,10 @@ impl Endpoint {
             tasks,
             stop,
             next_link: AtomicU64::new(1),
-            upload: Rate::new(config.upload_bytes_per_s),
-            download: Rate::new(config.download_bytes_per_s),
+            upload: Rate::new(config.upload_bytes_per_s).within(config.upload_within),
+            download: Rate::new(config.download_bytes_per_s).within(config.download_within),
+            incoming: Arc::new(Semaphore::new(config.incoming_max.unwrap_or(INCOMING_MAX))),
+            reads: Semaphore::new(COLD_READS_MAX),
         };
         Ok((Self { shared: Arc::new(shared) }, queue))
     }
@@ -390,7 +410,7 @@ impl Endpoint {
         &self.shared.counters
     }
 
-    /// Dials the addresses in turn until one answers as `node` (as anybody, if `None`). Answered by [`Event::Up`] or
+    /// Dials the addresses, best first, until one answers as `node` (as anybody, if `None`). Answered by [`Event::Up`] or
     /// [`Event::DialFailed`] with the number `dial`.
     pub fn dial(&self, dial: u64, addresses: Vec<SocketAddr>, node: Option<NodeId>) {
         let endpoint = self.clone();
@@ -403,15 +423,25 @@ impl Endpoint {
         });
     }
 
+    /// Tries the addresses one beside the other, each a little after the one before, and greets on those that answer. An
+    /// address at which nobody is costs its head start and no more.
     async fn dial_any(&self, dial: u64, addresses: Vec<SocketAddr>, node: Option<NodeId>) {
+        let (mut left, mut connecting) = (addresses.into_iter(), FuturesUnordered::new());
         let mut error = GreetError::NoAddress;
-        for address in addresses {
-            let attempt = async {
-                let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-                greeting::greet(&self.shared, tcp.map_err(|_| GreetError::Timeout)??, Some(node)).await
+        loop {
+            match left.next() {
+                Some(address) => connecting.push(timeout(CONNECT_TIMEOUT, TcpStream::connect(address))),
+                None if connecting.is_empty() => break,
+                None => {}
+            }
+            let tcp = tokio::select! {
+                Some(tcp) = connecting.next() => tcp,
+                () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if left.len() > 0 => continue,
             };
-            match timeout(HANDSHAKE_TIMEOUT, attempt).await {
-                Ok(Ok(greeted)) => return self.up(greeted, Some(dial)).await,
+            let greet =
+                async { greeting::greet(&self.shared, tcp.map_err(|_| GreetError::Timeout)??, Some(node)).await };
+            match timeout(HANDSHAKE_TIMEOUT, greet).await {
+                Ok(Ok(greeted)) => return self.up(greeted, Some(dial), None).await,
                 Ok(Err(failed)) => error = failed,
                 Err(_) => error = GreetError::Timeout,
             }
@@ -419,8 +449,8 @@ impl Endpoint {
         let _ = self.shared.events.send(Event::DialFailed { dial, error }).await;
     }
 
-    /// Announces a greeted connection and starts its tasks.
-    async fn up(&self, greeted: Greeted, dial: Option<u64>) {
+    /// Announces a greeted connection and starts its tasks. `place`: held while it lasts.
+    async fn up(&self, greeted: Greeted, dial: Option<u64>, place: Option<OwnedSemaphorePermit>) {
         let shared = &self.shared;
         let id = LinkId(shared.next_link.fetch_add(1, Ordering::Relaxed));
         let (link, tasks, queue) = Tasks::new(id, shared, greeted.peer.node);
@@ -429,6 +459,9 @@ impl Endpoint {
             return;
         }
         shared.counters.connected();
-        shared.tasks.spawn(tasks.run(reader, writer, queue));
+        shared.tasks.spawn(async move {
+            tasks.run(reader, writer, queue).await;
+            drop(place);
+        });
     }
 }

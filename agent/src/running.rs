@@ -27,6 +27,7 @@ use crate::{
     http::{ImagesParts, Registry},
     identity::Identity,
     metrics::Metrics,
+    rate::Rate,
     status::{Addresses, Sources, StatusPage},
     store::{Note, Store, StoreConfig},
     upstream::{Upstream, UpstreamConfig, UpstreamError, trust::TrustError},
@@ -226,6 +227,7 @@ impl Front<'_> {
             handle,
             metrics,
             config: self.config.registry.clone(),
+            client_rate: Arc::new(Rate::new(self.config.limits.client_bytes_per_s)),
             shutdown: self.stop.clone(),
         };
         let service = Arc::new(Registry::new(parts, self.config.registry.hosts.clone()));

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,6 @@ use shoal_proto::{
     codec,
     envelope::Envelope,
     have::HaveSet,
-    layout::PieceIndex,
     message::{Bundle, PeerInfo},
     name::{Reference, Repository},
     oci::{ErrorCode, Route},
@@ -29,21 +29,37 @@ use shoal_proto::{
     },
     tree::{BlobHasher, PieceHashes},
 };
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    handle::{self, Command, Commands, Handle, Want},
-    identity::Identity,
-    store::{Blob, OpenedStatement, Store, StoreConfig},
-    upstream::{Credentials, Upstream, UpstreamConfig},
-};
+use crate::store::OpenedStatement;
+
+mod bad_peer;
+mod stage;
+
+pub(crate) use bad_peer::{BadPeer, Manner, Wire};
+pub(crate) use stage::{Stage, upstream_config};
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Bytes that differ along the blob and between blobs.
 pub(crate) fn content(seed: u8, len: usize) -> Bytes {
     (0..len).map(|i| u8::try_from((i / 3 + i / 4096 * 7 + usize::from(seed) * 31) % 253).unwrap()).collect()
+}
+
+/// What a seeder does with requests for pieces, instead of answering them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// This status.
+    Status(StatusCode),
+    /// 429, with `Retry-After` in seconds.
+    Busy(u32),
+    /// No word, for as long as the client waits.
+    Hang,
+    /// Half of the pieces' bytes.
+    Truncate,
+    /// Pieces that were not asked for.
+    Others,
 }
 
 /// A seeder in memory.
@@ -63,6 +79,8 @@ pub(crate) struct FakeSeeder {
     counter: AtomicU32,
     /// `METHOD path`, in order.
     pub(crate) log: Mutex<Vec<String>>,
+    /// What is done with so many requests for pieces yet.
+    pub(crate) fault: Mutex<Option<(Fault, u32)>>,
     /// Flips a bit in every piece.
     pub(crate) lying: AtomicBool,
     pub(crate) introductions: Mutex<Vec<PeerInfo>>,
@@ -87,6 +105,7 @@ impl FakeSeeder {
             tags: Mutex::default(),
             counter: AtomicU32::new(1),
             log: Mutex::default(),
+            fault: Mutex::default(),
             lying: AtomicBool::new(false),
             introductions: Mutex::default(),
             bundles: Mutex::default(),
@@ -238,11 +257,7 @@ impl FakeSeeder {
                 let found = self.describe(&digest).ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
                 Ok(Response::new(reply::full(found.1.as_slice().as_flattened().to_vec())).into())
             }
-            Route::Pieces(_, digest) => {
-                let wanted: PiecesWanted = decoded(body).await?;
-                let found = self.describe(&digest).ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
-                Ok(self.pieces(&wanted, &found.1, &found.2))
-            }
+            Route::Pieces(_, digest) => self.pieces_asked(&digest, body).await,
             Route::Blob(_, digest) => {
                 let data = lock(&self.blobs).get(&digest).cloned().ok_or_else(|| unknown(ErrorCode::BlobUnknown))?;
                 let content = reply::Content::new(
@@ -268,15 +283,23 @@ impl FakeSeeder {
     }
 
     fn join(&self, join: &Join) -> Reply {
+        encoded(&Joined { membership: self.membership(join.node, &join.labels), revocations: None })
+    }
+
+    pub(crate) fn membership(&self, node: NodeId, labels: &Labels) -> Envelope {
         let now = crate::http::tests_now();
-        let membership = Membership {
-            node: join.node,
-            labels: join.labels.clone(),
-            not_before: now - 60,
-            not_after: now + 3600,
-            serial: 1,
-        };
-        encoded(&Joined { membership: Envelope::sign(&membership, &self.key), revocations: None })
+        let labels = labels.clone();
+        let membership = Membership { node, labels, not_before: now - 60, not_after: now + 3600, serial: 1 };
+        Envelope::sign(&membership, &self.key)
+    }
+
+    /// A capability for any member.
+    pub(crate) fn capability(&self, digests: &[Digest]) -> Envelope {
+        let now = crate::http::tests_now();
+        let covered = Covered::List(digests.to_vec());
+        let (not_before, not_after) = (now - 60, now + 3600);
+        let subject = Subject::AnyMember;
+        Envelope::sign(&Capability { subject, covered, discovery: [3; 32], not_before, not_after }, &self.key)
     }
 
     fn manifest(&self, parts: &http::request::Parts, digest: &Digest) -> Reply {
@@ -296,10 +319,38 @@ impl FakeSeeder {
         response.into()
     }
 
-    fn pieces(&self, wanted: &PiecesWanted, hashes: &PieceHashes, data: &Bytes) -> Reply {
+    async fn pieces_asked(&self, digest: &Digest, body: RequestBody) -> Result<Reply, ApiError> {
+        let wanted: PiecesWanted = decoded(body).await?;
+        let fault = self.next_fault();
+        match fault {
+            Some(Fault::Status(status)) => return Err(ApiError::internal("a fault").status(status)),
+            Some(Fault::Busy(after)) => {
+                let busy = ApiError::new(ErrorCode::TooManyRequests, "a fault");
+                return Err(busy.retry_after(Duration::from_secs(u64::from(after))));
+            }
+            Some(Fault::Hang) => std::future::pending::<()>().await,
+            Some(Fault::Truncate | Fault::Others) | None => {}
+        }
+        let found = self.describe(digest).ok_or_else(|| ApiError::new(ErrorCode::BlobUnknown, "not here"))?;
+        Ok(self.pieces(&wanted, &found.1, &found.2, fault))
+    }
+
+    fn next_fault(&self) -> Option<Fault> {
+        let mut fault = lock(&self.fault);
+        let (what, left) = fault.as_mut()?;
+        let what = *what;
+        *left -= 1;
+        if *left == 0 {
+            *fault = None;
+        }
+        Some(what)
+    }
+
+    fn pieces(&self, wanted: &PiecesWanted, hashes: &PieceHashes, data: &Bytes, fault: Option<Fault>) -> Reply {
         let layout = hashes.layout();
         let want = HaveSet::from_bytes(layout, &wanted.want).unwrap();
-        let pieces: Vec<_> = want.iter().take(usize::from(wanted.max)).collect();
+        let others = layout.iter().filter(|piece| fault == Some(Fault::Others) && !want.contains(*piece));
+        let pieces: Vec<_> = others.chain(want.iter()).take(usize::from(wanted.max)).collect();
         let given = PiecesGiven { pieces: pieces.iter().map(|piece| piece.get()).collect(), retry_after_ms: 50 };
         let head = codec::encode(&given);
         let mut body = u32::try_from(head.len()).unwrap().to_le_bytes().to_vec();
@@ -311,6 +362,9 @@ impl FakeSeeder {
             if self.lying.load(Ordering::Relaxed) {
                 body[start] ^= 1;
             }
+        }
+        if fault == Some(Fault::Truncate) {
+            body.truncate(body.len() / 2);
         }
         Response::new(reply::full(body)).into()
     }
@@ -334,167 +388,5 @@ impl Service for FakeSeeder {
             return ApiError::internal("down").status(StatusCode::SERVICE_UNAVAILABLE).into();
         }
         self.answer(request).await.unwrap_or_else(Reply::from)
-    }
-}
-
-/// What a test of the agent's parts stands on.
-#[derive(Debug)]
-pub(crate) struct Stage {
-    pub(crate) seeder: Arc<FakeSeeder>,
-    pub(crate) address: SocketAddr,
-    pub(crate) store: Store,
-    pub(crate) upstream: Upstream,
-    pub(crate) identity: Identity,
-    pub(crate) tasks: JoinSet<()>,
-    pub(crate) stop: CancellationToken,
-    _dir: tempfile::TempDir,
-}
-
-impl Stage {
-    pub(crate) async fn set() -> Self {
-        Self::over(FakeSeeder::new()).await
-    }
-
-    /// One more node of a seeder.
-    pub(crate) async fn over(seeder: Arc<FakeSeeder>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        let address = seeder.serve(&mut tasks, &stop).await;
-        let config = StoreConfig { dir: dir.path().to_owned(), quota_bytes: 64 << 20, boot_id: "boot".into() };
-        let store = Store::open(config).unwrap();
-        let upstream = Upstream::connect(&upstream_config(address), &store).await.unwrap();
-        let identity = Identity::from_secret(&[8; 32]);
-        upstream.set_self(PeerInfo { node: identity.node(), peer: vec![], libp2p: vec![], labels: Labels::default() });
-        upstream.join(&identity, &Labels::default()).await.unwrap();
-        seeder.requests();
-        Self { seeder, address, store, upstream, identity, tasks, stop, _dir: dir }
-    }
-
-    /// A loop that fetches every wanted blob from the seeder, a piece for each permit of `pace`.
-    pub(crate) fn start_loop(&mut self, pace: Arc<Semaphore>) -> (Handle, Arc<Mutex<Vec<String>>>) {
-        let (handle, commands) = handle::channel();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let (seeder, store, upstream) = (self.seeder.clone(), self.store.clone(), self.upstream.clone());
-        let fake = FakeLoop { seeder, store, upstream, pace, heard: heard.clone() };
-        self.tasks.spawn(fake.run(commands, self.stop.clone()));
-        (handle, heard)
-    }
-}
-
-pub(crate) fn upstream_config(address: SocketAddr) -> UpstreamConfig {
-    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true }
-}
-
-#[derive(Debug, Clone)]
-struct FakeLoop {
-    /// Once it is down, its memory stands for the peers'.
-    seeder: Arc<FakeSeeder>,
-    store: Store,
-    upstream: Upstream,
-    pace: Arc<Semaphore>,
-    heard: Arc<Mutex<Vec<String>>>,
-}
-
-impl FakeLoop {
-    async fn run(self, mut commands: Commands, stop: CancellationToken) {
-        let mut fetches = JoinSet::new();
-        loop {
-            let command = tokio::select! {
-                () = stop.cancelled() => return,
-                command = commands.recv() => command,
-            };
-            let said = match command {
-                None => return,
-                Some(Command::Want(want)) => {
-                    let said = format!("want {}", want.statement.statement.digest);
-                    fetches.spawn(self.clone().fetch(*want));
-                    said
-                }
-                Some(Command::Image(context)) => {
-                    let bundle = context.bundle.clone().into_iter();
-                    let known = context.bundle_keys.iter().copied().zip(bundle.cycle());
-                    lock(&self.seeder.bundles).extend(known);
-                    format!("image {}", context.image)
-                }
-                Some(Command::ReaderOpened { range, .. }) => format!("opened {range:?}"),
-                Some(Command::ReaderMoved { position, .. }) => format!("moved {position}"),
-                Some(Command::ReaderClosed { .. }) => "closed".into(),
-                Some(Command::Bundle { key, reply }) => {
-                    let bundle = lock(&self.seeder.bundles).get(&key).map(|bundle| Box::new((**bundle).clone()));
-                    drop(reply.send(bundle));
-                    "bundle".into()
-                }
-                Some(Command::Pulls { .. }) => "pulls".into(),
-                Some(Command::Status { reply }) => {
-                    format!("status {:?}", reply.send(handle::LoopStatus::default()).is_ok())
-                }
-                Some(Command::Forget { digest }) => format!("forget {digest}"),
-            };
-            lock(&self.heard).push(said);
-        }
-    }
-
-    async fn fetch(self, want: Want) {
-        let (statement, signed, store) = (want.statement.statement, want.statement.clone(), self.store.clone());
-        let hashes = self.seeder.describe(&statement.digest).unwrap().1;
-        let blob = match tokio::task::spawn_blocking(move || store.begin(&signed, hashes)).await.unwrap() {
-            Ok(blob) => blob,
-            Err(error) => {
-                let full = error.is_full();
-                let failed = handle::WantError::Store { digest: statement.digest, error: error.to_string(), full };
-                return drop(want.reply.send(Err(failed)));
-            }
-        };
-        let _guard = blob.guard();
-        drop(want.reply.send(Ok(blob.clone())));
-        for piece in blob.layout().iter() {
-            self.pace.acquire().await.unwrap().forget();
-            if self.seeder.down.load(Ordering::Relaxed) {
-                self.copy_from_memory(&blob, piece);
-            } else {
-                let mut one = HaveSet::empty(blob.layout());
-                one.insert(piece);
-                fetch_piece(&self.upstream, &want.repository, &blob, &one, &want.credentials).await;
-            }
-        }
-    }
-
-    fn copy_from_memory(&self, blob: &Arc<Blob>, piece: PieceIndex) {
-        let data = lock(&self.seeder.blobs)[blob.digest()].clone();
-        let range = blob.layout().range(piece);
-        let Some(mut writer) = blob.writer(piece) else { return };
-        writer.write(&data[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]).unwrap();
-        writer.finish().unwrap();
-    }
-}
-
-async fn fetch_piece(
-    upstream: &Upstream,
-    repository: &Repository,
-    blob: &Arc<Blob>,
-    want: &HaveSet,
-    credentials: &Credentials,
-) {
-    let wanted = PiecesWanted {
-        node: NodeId([0; 32]),
-        labels: Labels::default(),
-        want: want.to_bytes(),
-        max: 1,
-        stalled: false,
-        urgent: None,
-    };
-    let mut stream = upstream.pieces(repository, blob.digest(), blob.layout(), &wanted, credentials).await.unwrap();
-    let mut writer = None;
-    while let Some(chunk) = stream.next().await.unwrap() {
-        let Some(open) = (if chunk.offset == 0 { blob.writer(chunk.piece) } else { writer.take() }) else { return };
-        let mut open = open;
-        open.write(&chunk.data).unwrap();
-        if chunk.last {
-            if let Err(error) = open.finish() {
-                blob.fail(&error.to_string());
-            }
-        } else {
-            writer = Some(open);
-        }
     }
 }

@@ -26,6 +26,10 @@ const EXCHANGE_WITH_MAX: usize = 8;
 const NEWS_MAX: usize = PEERS_MAX / 2;
 /// Messages that name peers which are taken from one peer a minute. One a second for an image, and a few images.
 const EXCHANGES_PER_MINUTE_MAX: u32 = 240;
+/// One part in so many of the connections is kept free for newcomers.
+const LINKS_SPARE: usize = 4;
+/// A connection that was of no use for so long may go to make room.
+const LINK_SPARE_AFTER: Duration = Duration::from_secs(20);
 /// Look-ups whose blobs are remembered.
 const SOUGHT_MAX: usize = 512;
 
@@ -214,15 +218,25 @@ impl Shell {
         }
     }
 
-    /// Closes connections that have served nobody for long.
+    /// Closes connections that have served nobody for long. While there is little room for others, those that were of
+    /// least use go sooner: the ones unused for longest, and among them the ones that carried least.
     pub(super) fn close_idle_links(&self, now: Instant) {
-        let idle = self
+        let most = self.config.limits.peer_connections_max;
+        let many = self.peers.connected().count().saturating_sub(most - most / LINKS_SPARE);
+        let mut idle: Vec<_> = self
             .peers
             .connected()
-            .filter(|(_, known, state)| now - state.used >= LINK_IDLE_MAX && !known.fixed && state.uploads.is_empty());
-        let idle = idle.filter(|(peer, ..)| !self.fetches.any_of(*peer));
-        for (_, _, state) in idle {
-            state.link.close(CloseReason::Idle);
+            .filter(|(peer, known, state)| {
+                let spare = now - state.used >= LINK_SPARE_AFTER && state.uploads.is_empty();
+                spare && !known.fixed && !self.fetches.any_of(*peer)
+            })
+            .map(|(_, _, state)| state)
+            .collect();
+        idle.sort_unstable_by_key(|state| (state.used, state.bytes_in + state.bytes_out));
+        for (at, state) in idle.into_iter().enumerate() {
+            if at < many || now - state.used >= LINK_IDLE_MAX {
+                state.link.close(CloseReason::Idle);
+            }
         }
     }
 }

@@ -23,7 +23,8 @@ use super::{Done, Shell};
 use crate::{
     history::{Source, Why},
     metrics,
-    peer::{Partial, Rate, Sender},
+    peer::{Partial, Sender},
+    rate::Rate,
     store::{Blob, WriteError},
     upstream::{Credentials, PieceChunk, PieceStream, Upstream, UpstreamError},
 };
@@ -32,6 +33,8 @@ use crate::{
 const PROGRESS_STEP: u64 = 256 << 10;
 /// Pause before a full disk is tried again.
 const DISK_FULL_PAUSE: Duration = Duration::from_secs(5);
+/// How long a seeder is left alone that asks for it without saying for how long.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// What a seeder that defers without saying for how long gets.
 const DEFER_MIN: Span = Span::from_millis(10);
 
@@ -188,6 +191,12 @@ impl Shell {
         match result {
             Ok(()) => self.feed(Input::SeederDone { request }),
             Err(error) => {
+                if let UpstreamError::Refused { retry_after, .. } = &*error {
+                    tracing::debug!(%error, "the seeder has enough to do");
+                    let millis = retry_after.unwrap_or(BUSY_PAUSE).as_millis();
+                    let retry_after = Span::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+                    return self.feed(Input::SeederBusy { request, retry_after });
+                }
                 tracing::debug!(%error, "the seeder gives no pieces");
                 if let Some(open) = blob.and_then(|blob| self.blobs.arena.get_mut(blob)) {
                     open.trouble = Some(error.to_string());

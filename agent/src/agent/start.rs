@@ -38,7 +38,8 @@ use crate::{
     config::PeerMode,
     history::History,
     metrics::Metrics,
-    peer::{Endpoint, EndpointConfig, Mode, Rate},
+    peer::{Endpoint, EndpointConfig, INCOMING_MAX, Mode},
+    rate::Rate,
     store::Store,
     upstream::Upstream,
 };
@@ -51,8 +52,9 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
     let Parts { config, identity, store, upstream, commands, metrics, shutdown } = parts;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let fleet = Arc::new(SeederFleet::new(upstream.clone()));
+    let rates = Rates::new(&config);
     let (endpoint, peers) =
-        Endpoint::new(identity.clone(), peer_config(&config), fleet.clone(), tasks.clone(), stop.clone())?;
+        Endpoint::new(identity.clone(), peer_config(&config, &rates), fleet.clone(), tasks.clone(), stop.clone())?;
     let listeners = bind(&config.listen.peer).await?;
     let peer = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
     let net_config =
@@ -85,7 +87,8 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
         tick,
         stop: shutdown,
     };
-    let hands = Hands { store, upstream, metrics, endpoint, net, tasks, stop, done };
+    let seeder_rate = Arc::new(Rate::new(config.limits.seeder_bytes_per_s).within(rates.inwards()));
+    let hands = Hands { store, upstream, metrics, endpoint, net, tasks, stop, done, seeder_rate };
     let shell = resume(shell(config, hands)?).await?;
     shell.meet();
     let mut task = JoinSet::new();
@@ -93,7 +96,27 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
     Ok(Loop { libp2p, peer, task })
 }
 
-fn peer_config(config: &Config) -> EndpointConfig {
+/// The caps that several kinds of bytes share.
+struct Rates {
+    /// All that goes over the network.
+    total: Arc<Rate>,
+    /// All that is written to the disk.
+    disk: Arc<Rate>,
+}
+
+impl Rates {
+    fn new(config: &Config) -> Self {
+        let rate = |cap| Arc::new(Rate::new(cap));
+        Self { total: rate(config.limits.total_bytes_per_s), disk: rate(config.limits.disk_bytes_per_s) }
+    }
+
+    /// Those that arriving bytes count for.
+    fn inwards(&self) -> Vec<Arc<Rate>> {
+        vec![self.total.clone(), self.disk.clone()]
+    }
+}
+
+fn peer_config(config: &Config, rates: &Rates) -> EndpointConfig {
     EndpointConfig {
         mode: match config.mode {
             PeerMode::Tls => Mode::Tls,
@@ -101,6 +124,10 @@ fn peer_config(config: &Config) -> EndpointConfig {
         },
         upload_bytes_per_s: config.limits.upload_bytes_per_s,
         download_bytes_per_s: config.limits.download_bytes_per_s,
+        upload_within: vec![rates.total.clone()],
+        download_within: rates.inwards(),
+        // As many as this node seeks, and as many again that seek it: a node that has what all want is sought more.
+        incoming_max: Some((2 * config.limits.peer_connections_max).min(INCOMING_MAX)),
     }
 }
 
@@ -114,11 +141,12 @@ struct Hands {
     tasks: TaskTracker,
     stop: CancellationToken,
     done: mpsc::Sender<Done>,
+    seeder_rate: Arc<Rate>,
 }
 
 /// The owner, knowing nothing yet.
 fn shell(config: Arc<Config>, hands: Hands) -> anyhow::Result<Shell> {
-    let Hands { store, upstream, metrics, endpoint, net, tasks, stop, done } = hands;
+    let Hands { store, upstream, metrics, endpoint, net, tasks, stop, done, seeder_rate } = hands;
     let me = endpoint.node();
     let (core, trace) = core(&config, rank(&me))?;
     Ok(Shell {
@@ -128,7 +156,7 @@ fn shell(config: Arc<Config>, hands: Hands) -> anyhow::Result<Shell> {
         trace,
         me,
         labels: endpoint.me().labels,
-        seeder_rate: Arc::new(Rate::new(config.limits.seeder_bytes_per_s)),
+        seeder_rate,
         peers: Peers::new(&config.peers),
         config,
         store,

@@ -1,5 +1,7 @@
 //! Whole loops on loopback around a seeder in memory.
 
+mod faults;
+
 use std::{
     io::BufRead,
     os::unix::fs::FileExt,
@@ -142,12 +144,17 @@ impl Agent {
     }
 
     async fn want(&self, context: &ImageContext) -> Vec<Result<Arc<Blob>, WantError>> {
+        self.want_at(context, false).await
+    }
+
+    async fn want_at(&self, context: &ImageContext, background: bool) -> Vec<Result<Arc<Blob>, WantError>> {
         self.handle.image(context.clone()).await;
         let mut blobs = Vec::new();
         for envelope in &context.bundle.as_ref().unwrap().statements {
             let statement = self.upstream.open(envelope).await.unwrap();
             let signed = crate::store::OpenedStatement { envelope: envelope.clone(), statement };
-            let want = self.handle.want(context.image, context.repository.clone(), signed, false, Credentials::none());
+            let want =
+                self.handle.want(context.image, context.repository.clone(), signed, background, Credentials::none());
             blobs.push(timeout(SOON, want).await.expect("an answer comes"));
         }
         blobs

@@ -19,7 +19,10 @@ use shoal_proto::{
 };
 use tokio::time::timeout;
 
-use crate::upstream::MANIFEST_LEN_MAX;
+use crate::{
+    http::{PRIORITY, PRIORITY_LOW},
+    upstream::MANIFEST_LEN_MAX,
+};
 
 /// Every kind of manifest there is.
 const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
@@ -35,6 +38,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 pub(super) struct Source {
     client: Client<HttpConnector, Empty<Bytes>>,
     agent: SocketAddr,
+    /// What is asked for yields to all else.
+    low: bool,
 }
 
 /// A manifest as the agent gave it.
@@ -48,8 +53,8 @@ pub(super) struct Manifest {
 }
 
 impl Source {
-    pub(super) fn new(agent: SocketAddr) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), agent }
+    pub(super) fn new(agent: SocketAddr, low: bool) -> Self {
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), agent, low }
     }
 
     pub(super) async fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Manifest> {
@@ -93,7 +98,11 @@ impl Source {
 
     async fn get(&self, path: &str, name: header::HeaderName, value: HeaderValue) -> Result<Response<Incoming>> {
         let uri = format!("http://{}{path}", self.agent);
-        let request = Request::get(uri).header(name, value).body(Empty::new())?;
+        let mut request = Request::get(uri).header(name, value);
+        if self.low {
+            request = request.header(PRIORITY, PRIORITY_LOW);
+        }
+        let request = request.body(Empty::new())?;
         let sent = timeout(SILENCE_MAX, self.client.request(request)).await;
         let sent = sent.with_context(|| format!("the agent at {} does not answer", self.agent))?;
         let response = sent.with_context(|| {

@@ -39,6 +39,9 @@ pub(super) struct PullArgs {
     /// Which image of a multi-platform one [default: this machine's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
+    /// Yield to all other pulls: for images that are to be there before they are asked for
+    #[arg(long)]
+    low: bool,
     /// No progress
     #[arg(short, long)]
     quiet: bool,
@@ -97,7 +100,7 @@ fn temporary(seeder: &str) -> Result<(Config, Folder)> {
 }
 
 async fn pull(args: &PullArgs, agent: SocketAddr, out: &mut Out) -> Result<()> {
-    let (started, source, name) = (Instant::now(), Source::new(agent), &args.image);
+    let (started, source, name) = (Instant::now(), Source::new(agent, args.low), &args.image);
     let progress = Progress::new(args.quiet || args.json);
     let asked =
         source.manifest(&name.repository, &name.reference).await.with_context(|| format!("cannot pull {name}"))?;

@@ -9,6 +9,9 @@ use clap::Args;
 
 use super::{ByteSize, PeerMode, Platform, StaticPeer};
 
+/// Where the caps stand in the help.
+const CAPS: &str = "Caps, such as `100MiB`; left out, there is none";
+
 /// Flags of `shoal agent`; each overrides the key of the file that it names.
 #[derive(Debug, Clone, Default, Args)]
 pub struct AgentArgs {
@@ -54,6 +57,24 @@ pub struct AgentArgs {
     /// Room for images, such as `50GiB` (`store.quota`) [default: 50GiB]
     #[arg(long, value_name = "BYTES")]
     pub quota: Option<ByteSize>,
+    /// Most bytes a second over the network, to and from peers and from the seeder (`limits.total_bytes_per_s`)
+    #[arg(long, value_name = "BYTES", help_heading = CAPS)]
+    pub total_rate: Option<ByteSize>,
+    /// Most bytes a second sent to peers (`limits.upload_bytes_per_s`)
+    #[arg(long, value_name = "BYTES", help_heading = CAPS)]
+    pub upload_rate: Option<ByteSize>,
+    /// Most bytes a second taken from peers (`limits.download_bytes_per_s`)
+    #[arg(long, value_name = "BYTES", help_heading = CAPS)]
+    pub download_rate: Option<ByteSize>,
+    /// Most bytes a second taken from the seeder (`limits.seeder_bytes_per_s`)
+    #[arg(long, value_name = "BYTES", help_heading = CAPS)]
+    pub seeder_rate: Option<ByteSize>,
+    /// Most bytes a second sent to local clients (`limits.client_bytes_per_s`)
+    #[arg(long, value_name = "BYTES", help_heading = CAPS)]
+    pub client_rate: Option<ByteSize>,
+    /// Most bytes a second written to the disk (`limits.disk_bytes_per_s`)
+    #[arg(long, value_name = "BYTES", help_heading = CAPS)]
+    pub disk_rate: Option<ByteSize>,
     /// Fetch the layers of this platform when an index is asked for, such as `linux/amd64` (`registry.platform`)
     #[arg(long, value_name = "OS/ARCH")]
     pub platform: Option<Platform>,

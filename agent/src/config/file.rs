@@ -71,6 +71,9 @@ pub(super) struct LimitsSection {
     upload_bytes_per_s: Option<ByteSize>,
     download_bytes_per_s: Option<ByteSize>,
     seeder_bytes_per_s: Option<ByteSize>,
+    total_bytes_per_s: Option<ByteSize>,
+    client_bytes_per_s: Option<ByteSize>,
+    disk_bytes_per_s: Option<ByteSize>,
     peer_connections_max: Option<usize>,
     client_connections_max: Option<usize>,
     inflight_bytes_max: Option<ByteSize>,
@@ -119,12 +122,16 @@ impl RegistrySection {
 }
 
 impl LimitsSection {
-    pub(super) fn into_config(self) -> Result<Limits, ConfigError> {
+    pub(super) fn into_config(self, args: &AgentArgs) -> Result<Limits, ConfigError> {
         let default = Limits::default();
+        let rate = |flag: Option<ByteSize>, file: Option<ByteSize>| flag.or(file).map(|size| size.0);
         let limits = Limits {
-            upload_bytes_per_s: self.upload_bytes_per_s.map(|size| size.0),
-            download_bytes_per_s: self.download_bytes_per_s.map(|size| size.0),
-            seeder_bytes_per_s: self.seeder_bytes_per_s.map(|size| size.0),
+            upload_bytes_per_s: rate(args.upload_rate, self.upload_bytes_per_s),
+            download_bytes_per_s: rate(args.download_rate, self.download_bytes_per_s),
+            seeder_bytes_per_s: rate(args.seeder_rate, self.seeder_bytes_per_s),
+            total_bytes_per_s: rate(args.total_rate, self.total_bytes_per_s),
+            client_bytes_per_s: rate(args.client_rate, self.client_bytes_per_s),
+            disk_bytes_per_s: rate(args.disk_rate, self.disk_bytes_per_s),
             peer_connections_max: self.peer_connections_max.unwrap_or(default.peer_connections_max),
             client_connections_max: self.client_connections_max.unwrap_or(default.client_connections_max),
             inflight_bytes_max: self.inflight_bytes_max.map_or(default.inflight_bytes_max, |size| size.0),
@@ -133,6 +140,9 @@ impl LimitsSection {
             ("limits.upload_bytes_per_s", limits.upload_bytes_per_s == Some(0)),
             ("limits.download_bytes_per_s", limits.download_bytes_per_s == Some(0)),
             ("limits.seeder_bytes_per_s", limits.seeder_bytes_per_s == Some(0)),
+            ("limits.total_bytes_per_s", limits.total_bytes_per_s == Some(0)),
+            ("limits.client_bytes_per_s", limits.client_bytes_per_s == Some(0)),
+            ("limits.disk_bytes_per_s", limits.disk_bytes_per_s == Some(0)),
             ("limits.peer_connections_max", limits.peer_connections_max == 0),
             ("limits.client_connections_max", limits.client_connections_max == 0),
             ("limits.inflight_bytes_max", limits.inflight_bytes_max == 0),

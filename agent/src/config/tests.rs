@@ -45,10 +45,13 @@ fn flags_override_the_file_and_the_file_the_defaults() {
         hosts = ["mirror.local"]
         [limits]
         upload_bytes_per_s = 1000000
+        total_bytes_per_s = "1MiB"
+        disk_bytes_per_s = "3MiB"
     "#;
     let mut args = open();
     args.data_dir = Some("/srv/flag".into());
     args.zone = Some("b".into());
+    args.total_rate = Some(ByteSize(2 << 20));
     args.platform = Some("linux/arm64/v8".parse().unwrap());
     let config = load(args, toml).unwrap();
     assert_eq!(config.seeder, Uri::from_static("http://seeder:5000"));
@@ -62,6 +65,8 @@ fn flags_override_the_file_and_the_file_the_defaults() {
     assert_eq!(config.registry.stale_max, Duration::from_secs(60));
     assert_eq!(config.registry.platform.unwrap().to_string(), "linux/arm64/v8");
     assert_eq!(config.limits.upload_bytes_per_s, Some(1_000_000));
+    assert_eq!((config.limits.total_bytes_per_s, config.limits.disk_bytes_per_s), (Some(2 << 20), Some(3 << 20)));
+    assert_eq!(config.limits.client_bytes_per_s, None);
 }
 
 #[test]

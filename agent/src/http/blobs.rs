@@ -28,6 +28,7 @@ use super::{
 use crate::{
     handle::Reader,
     metrics::{EARLY_PIECES_MIN, Metrics},
+    rate::Rate,
     store::{Blob, Failure, ImageRecord, InUse, OpenedStatement, Progress},
 };
 
@@ -54,7 +55,10 @@ impl Images {
         if asked.is_head() {
             return content.into_head().into();
         }
-        content.from_file(blob.file().clone()).metered(Sent::new(guard, self.metrics())).into()
+        let handoff: Handoff = content.from_file(blob.file().clone());
+        let (rate, size) = (self.parts.client_rate.clone(), blob.statement().size);
+        let handoff = if rate.is_capped() { handoff.growing(Paced { inner: None, size, rate }) } else { handoff };
+        handoff.metered(Sent::new(guard, self.metrics())).into()
     }
 
     async fn while_it_arrives(
@@ -81,16 +85,23 @@ impl Images {
         }
         let handle = &self.parts.handle;
         let (repository, credentials) = (record.repository.clone(), asked.credentials.clone());
-        let blob = handle.want(record.image, repository, signed, false, credentials).await?;
+        let blob = handle.want(record.image, repository, signed, asked.is_low(), credentials).await?;
         let guard = blob.guard();
         let range = span(asked, blob.statement().size);
         let range_starts = range.start == 0;
-        let arriving = Arriving::new(guard, handle.reader(*digest, range));
+        // Who warms is no reader: what it waits for is not urgent.
+        let reader = (!asked.is_low()).then(|| handle.reader(*digest, range));
+        let arriving = Arriving::new(guard, reader);
         let handoff: Handoff = content.from_file(blob.file().clone());
         let early = range_starts && blob.layout().pieces() >= EARLY_PIECES_MIN && blob.have().is_empty();
         let mut sent = Sent::new(blob.guard(), self.metrics());
         sent.first_byte = early.then(|| self.metrics().clone());
-        Ok(handoff.growing(arriving).metered(sent).into())
+        let (rate, size) = (self.parts.client_rate.clone(), blob.statement().size);
+        let handoff = match rate.is_capped() {
+            true => handoff.growing(Paced { inner: Some(arriving), size, rate }),
+            false => handoff.growing(arriving),
+        };
+        Ok(handoff.metered(sent).into())
     }
 
     async fn statement_of(
@@ -173,20 +184,22 @@ fn not_modified(digest: &Digest) -> Reply {
 #[derive(Debug)]
 struct Arriving {
     guard: InUse,
-    reader: Reader,
+    reader: Option<Reader>,
     changed: watch::Receiver<Progress>,
     failed_before: Option<Failure>,
 }
 
 impl Arriving {
-    fn new(guard: InUse, reader: Reader) -> Self {
+    fn new(guard: InUse, reader: Option<Reader>) -> Self {
         let mut changed = guard.blob().changed();
         let failed_before = changed.borrow_and_update().failure.clone();
         Self { guard, reader, changed, failed_before }
     }
 
     async fn until(&mut self, at: u64) -> Result<u64, Abort> {
-        self.reader.moved(at);
+        if let Some(reader) = &self.reader {
+            reader.moved(at);
+        }
         let digest = *self.guard.blob().digest();
         loop {
             // Marked as seen before the look, so that no change falls between the two.
@@ -214,6 +227,33 @@ impl Arriving {
 impl BodySource for Arriving {
     fn wait(&mut self, at: u64) -> BoxFuture<'_, Result<u64, Abort>> {
         self.until(at).boxed()
+    }
+}
+
+/// Bytes of a body that are let through at once under a cap: short turns, so that several clients share it evenly.
+const PACED_LEN: u64 = 128 << 10;
+
+/// A body under the cap on what clients are sent.
+#[derive(Debug)]
+struct Paced {
+    /// Where the blob is not whole yet.
+    inner: Option<Arriving>,
+    size: u64,
+    rate: Arc<Rate>,
+}
+
+impl BodySource for Paced {
+    fn wait(&mut self, at: u64) -> BoxFuture<'_, Result<u64, Abort>> {
+        async move {
+            let until = match &mut self.inner {
+                Some(inner) => inner.until(at).await?,
+                None => self.size,
+            };
+            let until = until.min(at + PACED_LEN);
+            self.rate.turn(usize::try_from(until - at).unwrap_or(usize::MAX)).await;
+            Ok(until)
+        }
+        .boxed()
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     config,
     handle::{Handle, WantError},
     metrics::{From, Metrics},
+    rate::Rate,
     store::{BeginError, Blob, ImageRecord, OpenedStatement, Store, StoreError, TagRow},
     upstream::{Credentials, PulledImage, Upstream, UpstreamError},
 };
@@ -47,6 +48,8 @@ pub struct ImagesParts {
     pub metrics: Metrics,
     /// What the file says.
     pub config: config::Registry,
+    /// The cap on what clients are sent.
+    pub client_rate: Arc<Rate>,
     /// Ends what runs in the background.
     pub shutdown: CancellationToken,
 }
@@ -156,7 +159,7 @@ impl Images {
         let resolved = first_known(&asked.names, resolve).await;
         let resolved = resolved.map_err(|error| respond::resolve(&error, ErrorCode::ManifestUnknown))?;
         if !asked.is_head() {
-            self.prefetch(&resolved, &asked.credentials);
+            self.prefetch(&resolved, asked.is_low(), &asked.credentials);
         }
         let digest = HeaderValue::from_str(&resolved.manifest.digest().to_string()).expect("a digest is ASCII");
         let etag = HeaderValue::from_str(&format!("\"{}\"", resolved.manifest.digest())).expect("a digest is ASCII");

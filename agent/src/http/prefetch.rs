@@ -16,8 +16,9 @@ use crate::upstream::Credentials;
 const STARTS_MAX: usize = 8;
 
 impl Images {
-    /// Starts what the manifest names and is not stored, in the background. Once at a time for an image.
-    pub(super) fn prefetch(self: &Arc<Self>, resolved: &Resolved, credentials: &Credentials) {
+    /// Starts what the manifest names and is not stored, in the background. Once at a time for an image. `low`: it yields
+    /// to all else.
+    pub(super) fn prefetch(self: &Arc<Self>, resolved: &Resolved, low: bool, credentials: &Credentials) {
         let image = *resolved.manifest.digest();
         if !self.prefetching.lock().unwrap_or_else(PoisonError::into_inner).insert(image) {
             return;
@@ -26,7 +27,7 @@ impl Images {
         self.tasks.spawn(async move {
             let shutdown = images.parts.shutdown.clone();
             tokio::select! {
-                result = images.start_blobs(&resolved, &credentials) => if let Err(error) = result {
+                result = images.start_blobs(&resolved, low, &credentials) => if let Err(error) = result {
                     tracing::warn!(%image, %error, "an image's layers could not be started ahead");
                 },
                 () = shutdown.cancelled() => {}
@@ -35,7 +36,12 @@ impl Images {
         });
     }
 
-    async fn start_blobs(self: &Arc<Self>, resolved: &Resolved, credentials: &Credentials) -> Result<(), ResolveError> {
+    async fn start_blobs(
+        self: &Arc<Self>,
+        resolved: &Resolved,
+        low: bool,
+        credentials: &Credentials,
+    ) -> Result<(), ResolveError> {
         let children = Children::of(&read(&resolved.manifest).await?);
         if let Some(platform) = &self.parts.config.platform
             && let Some(manifest) = children.manifest_for(platform)
@@ -43,21 +49,22 @@ impl Images {
             let reference = Reference::Digest(manifest.digest);
             let resolved = self.pull(&resolved.repository, &reference, credentials).await?;
             let children = Children::of(&read(&resolved.manifest).await?);
-            return self.start_all(&resolved, &children.blobs, credentials).await;
+            return self.start_all(&resolved, &children.blobs, low, credentials).await;
         }
-        self.start_all(resolved, &children.blobs, credentials).await
+        self.start_all(resolved, &children.blobs, low, credentials).await
     }
 
     async fn start_all(
         self: &Arc<Self>,
         resolved: &Resolved,
         blobs: &[Descriptor],
+        low: bool,
         credentials: &Credentials,
     ) -> Result<(), ResolveError> {
         let mut starts = Vec::new();
         for blob in blobs {
             if !self.parts.store.info(&blob.digest).is_some_and(|info| info.complete) {
-                starts.push(self.start(resolved, blob, credentials));
+                starts.push(self.start(resolved, blob, low, credentials));
             }
         }
         let mut starts = stream::iter(starts).buffer_unordered(STARTS_MAX);
@@ -73,6 +80,7 @@ impl Images {
         &self,
         resolved: &Resolved,
         blob: &Descriptor,
+        low: bool,
         credentials: &Credentials,
     ) -> Result<(), ResolveError> {
         let known = resolved.statements.iter().find(|signed| signed.statement.digest == blob.digest);
@@ -88,7 +96,7 @@ impl Images {
             }
         };
         let (image, repository) = (*resolved.manifest.digest(), resolved.repository.clone());
-        self.parts.handle.want(image, repository, signed, false, credentials.clone()).await?;
+        self.parts.handle.want(image, repository, signed, low, credentials.clone()).await?;
         Ok(())
     }
 }

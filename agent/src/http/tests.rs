@@ -26,10 +26,12 @@ use crate::{
     config,
     handle::Handle,
     metrics::Metrics,
+    rate::Rate,
     testing::{MANIFEST_TYPE, Stage, content, lock},
 };
 
 mod bundles;
+mod manners;
 
 /// Pieces for all.
 const PLENTY: usize = 10_000;
@@ -50,7 +52,16 @@ impl Bench {
         Self::over(Stage::set().await, pieces, config::Registry::default()).await
     }
 
-    async fn over(mut stage: Stage, pieces: usize, config: config::Registry) -> Self {
+    async fn over(stage: Stage, pieces: usize, config: config::Registry) -> Self {
+        Self::capped(stage, pieces, config, None).await
+    }
+
+    async fn capped(
+        mut stage: Stage,
+        pieces: usize,
+        config: config::Registry,
+        client_bytes_per_s: Option<u64>,
+    ) -> Self {
         let pace = Arc::new(Semaphore::new(pieces));
         let (handle, heard) = stage.start_loop(pace.clone());
         let metrics = Metrics::new();
@@ -60,6 +71,7 @@ impl Bench {
             handle: handle.clone(),
             metrics: metrics.clone(),
             config: config.clone(),
+            client_rate: Arc::new(Rate::new(client_bytes_per_s)),
             shutdown: stage.stop.clone(),
         };
         let registry = Arc::new(Registry::new(parts, config.hosts));

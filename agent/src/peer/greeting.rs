@@ -125,6 +125,17 @@ impl std::fmt::Debug for Greeted {
     }
 }
 
+impl Greeted {
+    /// Closes the connection and says why.
+    pub(super) async fn turn_away(mut self, reason: CloseReason) {
+        let goodbye = async {
+            self.writer.write(&Message::Close { reason }.to_frame()).await?;
+            self.writer.shutdown().await
+        };
+        let _ = timeout(CLOSE_TIMEOUT, goodbye).await;
+    }
+}
+
 /// Greets on a fresh socket. `dialled`: this side has dialled, and whom if it knows.
 pub(super) async fn greet(
     shared: &Shared,

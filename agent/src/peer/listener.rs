@@ -7,14 +7,13 @@ use std::{
     time::Duration,
 };
 
+use shoal_proto::message::CloseReason;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 
-use super::{
-    Endpoint, GreetError, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_IP_MAX, INCOMING_MAX, Refused, greeting,
-};
+use super::{Endpoint, GreetError, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_IP_MAX, Refused, greeting};
 
 /// Pause after the kernel refused to hand out a connection: it is out of descriptors or memory, and only time helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,11 +46,9 @@ impl Endpoint {
                 }
             };
             let ip = remote.ip().to_canonical();
-            let counters = &self.shared.counters;
-            let room = counters.connections_now() < INCOMING_MAX as u64;
-            let place = Place::take(&per_ip, ip).filter(|_| room).zip(handshakes.clone().try_acquire_owned().ok());
+            let place = Place::take(&per_ip, ip).zip(handshakes.clone().try_acquire_owned().ok());
             let Some(place) = place else {
-                counters.count(Refused::Limit);
+                self.shared.counters.count(Refused::Limit);
                 continue;
             };
             let endpoint = self.clone();
@@ -67,12 +64,23 @@ impl Endpoint {
 
     async fn accept<P>(&self, tcp: TcpStream, place: P) {
         let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, greeting::greet(&self.shared, tcp, None)).await;
-        drop(place);
-        match greeted.unwrap_or(Err(GreetError::Timeout)) {
-            Ok(greeted) => self.up(greeted, None).await,
+        let greeted = match greeted.unwrap_or(Err(GreetError::Timeout)) {
+            Ok(greeted) => greeted,
             Err(error) => {
                 self.shared.counters.failed(&error);
-                tracing::debug!(%error, "turned a connection away");
+                return tracing::debug!(%error, "turned a connection away");
+            }
+        };
+        match self.shared.incoming.clone().try_acquire_owned() {
+            Ok(connection) => {
+                drop(place);
+                self.up(greeted, None, Some(connection)).await;
+            }
+            // A member is told why: it will ask others. The handshake's place is held until then.
+            Err(_) => {
+                self.shared.counters.count(Refused::Limit);
+                greeted.turn_away(CloseReason::Limit).await;
+                drop(place);
             }
         }
     }

@@ -10,7 +10,11 @@ use shoal_proto::{
     signed::Capability,
 };
 use shoal_transfer::ids::RequestId;
-use tokio::{sync::mpsc, task::block_in_place, time::timeout};
+use tokio::{
+    sync::mpsc,
+    task::block_in_place,
+    time::{Instant, timeout},
+};
 
 use super::{
     Down, Event, Heard, LinkId, SILENCE_MAX, Shared,
@@ -22,13 +26,17 @@ use crate::store::{FinishError, WriteError};
 
 /// The core is told of a piece's progress at most this often: enough to see a slow peer, cheap at full speed.
 const PROGRESS_STEP: u64 = 256 << 10;
+/// On a slow link so much counts as progress, once a [`PROGRESS_PAUSE`]. A byte a second does not: who sends less than
+/// this loses the piece to another.
+const PROGRESS_LEAST: u64 = 16 << 10;
+/// See [`PROGRESS_LEAST`].
+const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 /// Envelopes in one frame: what is passed on is a handful, and each may cost a signature check.
 const ENVELOPES_MAX: usize = 64;
 
 /// Reads until the connection ends; says why.
 pub(super) async fn run(link: LinkId, shared: &Arc<Shared>, receipts: &Arc<Receipts>, source: Source) -> Down {
-    let mut reader =
-        Reader { link, shared, receipts, events: &shared.events, frames: Frames::new(source), told: (None, 0) };
+    let mut reader = Reader { link, shared, receipts, events: &shared.events, frames: Frames::new(source), told: None };
     loop {
         match reader.frame().await {
             Ok(()) => {}
@@ -43,8 +51,14 @@ struct Reader<'a> {
     receipts: &'a Arc<Receipts>,
     events: &'a mpsc::Sender<Event>,
     frames: Frames,
-    /// The request whose progress was told last, and the bytes.
-    told: (Option<RequestId>, u64),
+    told: Option<Told>,
+}
+
+/// The request whose progress was told last, the bytes, and when.
+struct Told {
+    request: RequestId,
+    bytes: u64,
+    at: Instant,
 }
 
 impl From<ReadError> for Down {
@@ -133,11 +147,14 @@ impl Reader<'_> {
     }
 
     fn progress(&mut self, request: RequestId, bytes: u64) -> Option<Heard> {
-        let (last, told) = self.told;
-        if last == Some(request) && bytes < told + PROGRESS_STEP {
-            return None;
+        let now = Instant::now();
+        if let Some(told) = self.told.as_ref().filter(|told| told.request == request) {
+            let least = if now - told.at >= PROGRESS_PAUSE { PROGRESS_LEAST } else { PROGRESS_STEP };
+            if bytes < told.bytes + least {
+                return None;
+            }
         }
-        self.told = (Some(request), bytes);
+        self.told = Some(Told { request, bytes, at: now });
         Some(Heard::Progress { request, bytes })
     }
 

@@ -25,6 +25,8 @@ use tokio::{
 use super::*;
 use crate::store::{Blob, OpenedStatement, Store, StoreConfig};
 
+mod manners;
+
 const PIECE: usize = shoal_proto::layout::PIECE_LEN_MIN as usize;
 const SOON: Duration = Duration::from_secs(10);
 

@@ -17,7 +17,7 @@ use shoal_transfer::ids::UploadId;
 use tokio::{
     io::{AsyncWriteExt, Interest, WriteHalf},
     net::{TcpStream, tcp::OwnedWriteHalf},
-    sync::mpsc,
+    sync::{Semaphore, SemaphorePermit, mpsc},
     task::block_in_place,
     time::timeout,
 };
@@ -165,7 +165,10 @@ impl Writer<'_> {
             self.shared.upload.turn(len).await;
             let sent = match &self.sink {
                 Sink::Tls(_) => self.copied(&file, &upload, len).await,
-                Sink::Plain(_) => self.sink.send_file(&file, upload.request, upload.at, len).await.map(|()| true),
+                Sink::Plain(_) => {
+                    let reads = &self.shared.reads;
+                    self.sink.send_file(reads, &file, upload.request, upload.at, len).await.map(|()| true)
+                }
             };
             if sent? {
                 upload.at += len as u64;
@@ -189,7 +192,11 @@ impl Writer<'_> {
         self.buffer.resize(DATA_HEADER_LEN + DATA_FRAME_LEN, 0);
         let (header, body) = self.buffer.split_at_mut(DATA_HEADER_LEN);
         header.copy_from_slice(&data_header(upload.request, len));
-        if let Err(error) = block_in_place(|| file.read_exact_at(&mut body[..len], upload.at)) {
+        let read = {
+            let _place = place(&self.shared.reads).await;
+            block_in_place(|| file.read_exact_at(&mut body[..len], upload.at))
+        };
+        if let Err(error) = read {
             tracing::error!(%error, digest = %upload.blob.blob().digest(), "a stored piece cannot be read");
             return Ok(false);
         }
@@ -217,7 +224,7 @@ async fn within(limit: Duration, write: impl Future<Output = io::Result<()>>) ->
 }
 
 impl Sink {
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Tls(stream) => {
                 stream.write_all(bytes).await?;
@@ -227,7 +234,7 @@ impl Sink {
         }
     }
 
-    async fn shutdown(&mut self) -> io::Result<()> {
+    pub(super) async fn shutdown(&mut self) -> io::Result<()> {
         match self {
             Self::Tls(stream) => stream.shutdown().await,
             Self::Plain(stream) => stream.shutdown().await,
@@ -235,13 +242,20 @@ impl Sink {
     }
 
     /// A data frame whose bytes go from the file to the socket within the kernel. Mode `plain` only.
-    async fn send_file(&mut self, file: &std::fs::File, request: u32, at: u64, len: usize) -> Result<(), Down> {
+    async fn send_file(
+        &self,
+        reads: &Semaphore,
+        file: &std::fs::File,
+        request: u32,
+        at: u64,
+        len: usize,
+    ) -> Result<(), Down> {
         let Self::Plain(stream) = self else { return Err(Down::Here(CloseReason::Protocol)) };
         let stream = stream.as_ref();
         let header = data_header(request, len);
         let mut sent = 0;
         while sent < header.len() {
-            sent += step(stream, || {
+            sent += step(stream, None, || {
                 // `MORE` puts the header into one segment with the bytes that follow.
                 rustix::net::send(stream, &header[sent..], SendFlags::MORE | SendFlags::NOSIGNAL)
             })
@@ -251,8 +265,10 @@ impl Sink {
         while left > 0 {
             let mut offset = at + (len - left) as u64;
             // A page that is not cached makes the call wait for the disk.
-            let moved =
-                step(stream, || block_in_place(|| rustix::fs::sendfile(stream, file, Some(&mut offset), left))).await?;
+            let moved = step(stream, Some(reads), || {
+                block_in_place(|| rustix::fs::sendfile(stream, file, Some(&mut offset), left))
+            })
+            .await?;
             if moved == 0 {
                 return Err(Down::Io(io::Error::other("a stored piece's file is too short")));
             }
@@ -262,10 +278,23 @@ impl Sink {
     }
 }
 
-/// One system call on the socket once it takes bytes.
-async fn step(stream: &TcpStream, mut call: impl FnMut() -> rustix::io::Result<usize>) -> Result<usize, Down> {
+/// A place among the reads that may wait for the disk.
+async fn place(reads: &Semaphore) -> SemaphorePermit<'_> {
+    reads.acquire().await.expect("the semaphore is never closed")
+}
+
+/// One system call on the socket once it takes bytes; with a place among `reads`, if it may wait for the disk.
+async fn step(
+    stream: &TcpStream,
+    reads: Option<&Semaphore>,
+    mut call: impl FnMut() -> rustix::io::Result<usize>,
+) -> Result<usize, Down> {
     loop {
         within(WRITE_STALL_MAX, stream.writable()).await?;
+        let _place = match reads {
+            Some(reads) => Some(place(reads).await),
+            None => None,
+        };
         match stream.try_io(Interest::WRITABLE, || call().map_err(io::Error::from)) {
             Ok(done) => return Ok(done),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
