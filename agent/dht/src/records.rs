@@ -253,6 +253,24 @@ mod tests {
     }
 
     #[test]
+    fn of_a_million_records_as_many_are_kept_as_there_is_room_for() {
+        let mut records = Records::new(PeerId::random());
+        let providers: Vec<_> = (0..500).map(|_| PeerId::random()).collect();
+        for n in 0..2000 {
+            for provider in &providers {
+                let _ = records.add_provider(record(n, *provider));
+            }
+            assert!(records.len() <= RECORDS_MAX && records.keys.len() <= KEYS_MAX && records.per_peer.len() <= 500);
+            assert!(records.keys[&key(n.min(RECORDS_MAX / PROVIDERS_MAX - 1))].len() <= PROVIDERS_MAX);
+        }
+        let held: usize = records.keys.values().map(VecDeque::len).sum();
+        let counted: usize = records.per_peer.values().sum();
+        assert_eq!((held, counted), (records.len(), records.len()), "the counts are right");
+        // Whoever was heard of in time is still found.
+        assert_eq!(records.providers(&key(0)).len(), PROVIDERS_MAX);
+    }
+
+    #[test]
     fn strange_records_are_refused() {
         let mut records = Records::new(PeerId::random());
         let good = record(1, PeerId::random());
