@@ -4,6 +4,7 @@ mod cli;
 mod clients;
 mod conformance;
 mod corruption;
+mod crowd;
 mod disk_full;
 mod harness;
 mod images;
