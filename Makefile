@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 ENV = eval "$$(.ci/setup env)"
-.PHONY: help demo test lint bench bench-sim bench-registry
+.PHONY: help demo test lint bench bench-sim bench-registry validate
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
@@ -28,6 +28,10 @@ bench: ## what Shoal moves and what it costs, beside libtorrent, nginx and docke
 bench-sim: ## what the simulator costs, beside SimGrid; figures in target/bench/sim.json (FLAGS="--short": a minute or two)
 	@.ci/setup bench-sim
 	@$(ENV); cargo build -p shoal-sim; exec "$$CARGO_TARGET_DIR/debug/shoal-sim" bench $(FLAGS)
+
+validate: ## the simulator held against real agents in network namespaces: target/bench/validate.json (root)
+	@.ci/setup build bench
+	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-validate" $(FLAGS)
 
 bench-registry: ## the seeder as a plain registry beside docker-registry and nginx: target/bench/registry.json
 	@.ci/setup build bench

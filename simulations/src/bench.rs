@@ -120,7 +120,7 @@ fn optimum(
 ) -> Result<()> {
     let mut worst: f64 = 0.0;
     let mut all = Vec::new();
-    let sizes: &[u32] = if short { &[127, 511] } else { &[127, 511, 1023, 4095] };
+    let sizes: &[u32] = if short { &[127, 511] } else { &[127, 511, 1023, 4095, 16383] };
     for nodes in sizes {
         let nodes_arg = format!("--nodes={nodes}");
         let summary = summary(&["lab", "--policy=shoal", &nodes_arg, "--set=image.size=\"128 MiB\""], scratch)?;

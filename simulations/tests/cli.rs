@@ -202,6 +202,33 @@ fn fast_rates_are_warned_of_where_capacities_are_unequal() {
 }
 
 #[test]
+fn a_policy_that_sleeps_though_it_could_go_on_is_found_with_seed_and_time() {
+    let folder = tempfile::tempdir().unwrap();
+    // A policy that may ask no peer for anything: each could go on, and none does.
+    let planted = ["run", "lab", "--nodes=8", "--seed=5", "--policy=shoal", "--out=o", SMALL];
+    let lazy = ["--set=core.requests_base=0", "--set=core.requests_max=0"];
+    let output = sim(folder.path(), &[&planted[..], &lazy[..]].concat());
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("is deadlocked (seed 5, after ") && told.contains(" simulated seconds)"), "{told}");
+    assert!(told.contains("shoal-sim explain-node ") && told.contains("--seed 5"), "{told}");
+    let summary = fs::read_to_string(folder.path().join("o/summary.json")).unwrap();
+    assert!(summary.contains("\"ended\": \"deadlock\""), "what there is has been written");
+    // One that has no room for a request at any peer could not go on either: nothing moves, and that has an end too.
+    let stuck = sim(
+        folder.path(),
+        &[
+            &planted[..],
+            &["--set=core.pipeline_max=0", "--set=faults.origin_down_at=0 s"],
+            &["--set=faults.origin_down_for=1 h"],
+        ]
+        .concat(),
+    );
+    assert_eq!(stuck.status.code(), Some(1), "{}", text(&stuck.stderr));
+    assert!(text(&stuck.stderr).contains("nothing moves any more (seed 5"), "{}", text(&stuck.stderr));
+}
+
+#[test]
 fn an_interrupted_run_writes_what_there_is() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_shoal-sim"));

@@ -14,6 +14,7 @@
 //! | [`crowd`] | 200 agents in the same second |
 //! | [`local`] | a client of a warm agent |
 //! | [`idle`] | what an agent costs that does nothing |
+//! | [`validate`] | real swarms beside what the simulator says of them; a program of its own, `shoal-validate` |
 
 pub mod accounting;
 pub mod content;
@@ -35,6 +36,7 @@ pub mod stats;
 pub mod tables;
 pub mod topology;
 pub mod torrent;
+pub mod validate;
 
 use std::time::Duration;
 

@@ -186,12 +186,20 @@ impl Node {
         self.blobs.get(blob).is_none_or(|blob| !blob.fetching() && blob.readers.is_empty() && blob.holders.is_empty())
     }
 
-    /// Whether a blob that is fetched could go on but does not: pieces are missing, a connected peer that is neither
-    /// busy nor resting holds one that may be taken, and nothing is asked for. Watchdogs of simulations look for it.
+    /// Whether a blob that is fetched could go on at `now` but does not: pieces are missing, a connected peer that is
+    /// neither busy nor resting holds one that may be taken, and nothing is asked for. Watchdogs of simulations look for
+    /// it. Nothing changes by it: a wake-up that was lost is seen, not made up for.
     #[must_use]
-    pub fn is_deadlocked(&mut self, blob: BlobId) -> bool {
-        let writable = self.writable && self.pause_until <= self.now;
-        writable && self.open_to_peers == 0 && self.has_choice(blob)
+    pub fn is_deadlocked(&mut self, blob: BlobId, now: Time) -> bool {
+        if !self.writable || self.open_to_peers > 0 {
+            return false;
+        }
+        let (then, lanes) = (self.now, self.lanes.clone());
+        self.now = now.max(then);
+        self.wake_rested();
+        let found = self.pause_until <= self.now && self.has_choice(blob);
+        (self.now, self.lanes) = (then, lanes);
+        found
     }
 
     fn apply(&mut self, input: Input<'_>) {

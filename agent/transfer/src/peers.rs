@@ -200,6 +200,8 @@ impl Node {
             return;
         }
         self.set_link(peer, Link::Up);
+        // There is room for another dial.
+        self.dial_due = true;
         self.set_absent(peer, false);
         let blobs: Vec<BlobId> = self.blobs.iter().filter(|(_, b)| b.fetching()).map(|(id, _)| id).collect();
         for blob in blobs {

@@ -5,3 +5,4 @@ mod faults;
 mod mesh;
 mod regions;
 mod swarm;
+mod watchdog;

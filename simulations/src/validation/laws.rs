@@ -122,7 +122,7 @@ fn time_grows_with_the_logarithm_of_the_nodes() {
     let syy: f64 = times.iter().map(|b| (b - y) * (b - y)).sum();
     let (slope, fit) = (sxy / sxx, sxy * sxy / (sxx * syy));
     eprintln!("{sizes:?}: {times:?}; {slope:.3} s for each doubling, R² {fit:.3}");
-    assert!(slope > 0.0 && fit >= 0.9, "R² {fit}: {times:?}");
+    assert!(slope > 0.0 && fit >= 0.95, "R² {fit}: {times:?}");
 }
 
 #[test]
@@ -151,12 +151,12 @@ fn random_peers_send_across_regions_what_chance_says() {
         "lan.zone_rtt=0.1 ms",
         "arrival.over=1 s",
     ];
-    let outcome = run(&setup("lab", &settings, 2), Policy::Random);
+    let copies = |seed| run(&setup("lab", &settings, seed), Policy::Random).summary.cross_copies;
     let shares = [0.5f64, 0.3, 0.2];
     let expected = 200.0 * (1.0 - shares.iter().map(|share| share * share).sum::<f64>());
-    let found = outcome.summary.cross_copies;
+    let found = (1..=4).map(copies).sum::<f64>() / 4.0;
     eprintln!("copies between regions: {found:.1}, by chance {expected:.1}");
-    assert!((found / expected - 1.0).abs() < 0.05, "{found} for {expected}");
+    assert!((found / expected - 1.0).abs() < 0.03, "{found} for {expected}");
 }
 
 #[test]
@@ -215,6 +215,9 @@ fn the_same_seed_gives_the_same_run_on_any_number_of_threads() {
         "faults.origin_down_at=0.2 s",
     ];
     let hash = |_| run(&setup("chaos", &chaos, 9), Policy::Shoal).summary.trace_hash;
+    if cfg!(not(target_arch = "aarch64")) {
+        eprintln!("SKIPPED the same on aarch64: this machine is {}", std::env::consts::ARCH);
+    }
     let (one, three) = (job::spread(2, 1, hash), job::spread(3, 3, hash));
     assert!(one.iter().chain(&three).all(|hash| *hash == one[0]), "{one:?} {three:?}");
     assert_ne!(one[0], run(&setup("chaos", &chaos, 10), Policy::Shoal).summary.trace_hash);

@@ -1,5 +1,7 @@
 //! The clock: takes events until all nodes are ready, or until it is clear that they will not be.
 
+use shoal_transfer::time::Time;
+
 use super::{Event, World, agent::blob_id};
 use crate::{num::at, scenario::ArrivalKind};
 
@@ -115,6 +117,7 @@ impl World {
         }
         let soon = self.now + WATCH_EVERY;
         let layers: Vec<u32> = self.plan.wanted_layers().collect();
+        let now = Time::from_nanos(self.now);
         for node in 0..self.nodes() {
             if self.meter.logs[at(node)].arrived != u64::MAX {
                 continue;
@@ -122,7 +125,7 @@ impl World {
             for &layer in &layers {
                 let complete = self.is_complete(node, layer);
                 let Some(agent) = self.agents[at(node)].as_deref_mut() else { break };
-                if !complete && agent.timer > soon && agent.core.is_deadlocked(blob_id(layer)) {
+                if !complete && agent.timer > soon && agent.core.is_deadlocked(blob_id(layer), now) {
                     return Some(Ended::Deadlock { node, layer });
                 }
             }
