@@ -17,6 +17,8 @@ use futures::future::BoxFuture;
 use http::{HeaderValue, Response, header};
 use tokio::{io::Interest, net::TcpStream};
 
+use crate::server::{UNSENT_MAX, limit_unsent};
+
 /// Most bytes of one `sendfile` call. It bounds how long a thread may wait for a disk, and how late a stop is noticed.
 const SENDFILE_MAX: u64 = 1 << 20;
 /// Most bytes that are read ahead of the next request while a body is sent: more than one head, so that pipelining works,
@@ -96,6 +98,7 @@ pub struct Handoff {
     pub(crate) segments: Vec<Segment>,
     pub(crate) source: Option<Box<dyn BodySource>>,
     pub(crate) meter: Option<Box<dyn Meter>>,
+    pub(crate) unsent_max: Option<u32>,
 }
 
 impl fmt::Debug for Handoff {
@@ -110,7 +113,7 @@ impl Handoff {
     pub fn new(mut head: Response<()>, file: Arc<File>, segments: Vec<Segment>) -> Self {
         let len: u64 = segments.iter().map(Segment::len).sum();
         head.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(len));
-        Self { head, file, segments, source: None, meter: None }
+        Self { head, file, segments, source: None, meter: None, unsent_max: None }
     }
 
     /// The file is still being written: `source` says how far it may be read.
@@ -124,6 +127,14 @@ impl Handoff {
     #[must_use]
     pub fn metered(mut self, meter: impl Meter + 'static) -> Self {
         self.meter = Some(Box::new(meter));
+        self
+    }
+
+    /// The kernel takes at most about so many bytes ahead of what the network takes, so that the meter tells what is on its
+    /// way and not what waits on this host.
+    #[must_use]
+    pub const fn unsent_max(mut self, bytes: u32) -> Self {
+        self.unsent_max = Some(bytes);
         self
     }
 
@@ -171,7 +182,10 @@ pub(crate) struct Transfer<'a> {
 impl Transfer<'_> {
     /// Sends head and body.
     pub(crate) async fn run(&mut self, handoff: Handoff, close: bool) -> Result<(), TransferError> {
-        let Handoff { head, file, segments, mut source, mut meter } = handoff;
+        let Handoff { head, file, segments, mut source, mut meter, unsent_max } = handoff;
+        if let Some(max) = unsent_max {
+            limit_unsent(self.stream, max);
+        }
         self.bytes(&head_bytes(&head, close)).await?;
         for segment in segments {
             let range = match segment {
@@ -192,6 +206,9 @@ impl Transfer<'_> {
         }
         if let Some(meter) = &mut meter {
             meter.finished();
+        }
+        if unsent_max.is_some() {
+            limit_unsent(self.stream, UNSENT_MAX);
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use crate::{body::RequestBody, connection::drive, reply::Reply};
 pub const SMALL_BODY_MAX: u64 = 64 << 10;
 /// Bytes that the kernel takes ahead of what the network takes: with more, a transfer would count as done long before it
 /// is, and more of them would share a slow link than are meant to.
-const UNSENT_MAX: u32 = 256 << 10;
+pub(crate) const UNSENT_MAX: u32 = 256 << 10;
 /// Wait after the system refused a connection (out of file descriptors), so that the loop does not spin meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -145,8 +145,15 @@ async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, Peer)> {
 fn prepare(stream: &TcpStream) {
     let nodelay = stream.set_nodelay(true);
     let keepalive = rustix::net::sockopt::set_socket_keepalive(stream, true);
-    let unsent = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_MAX);
-    for error in [nodelay, keepalive.map_err(io::Error::from), unsent].into_iter().filter_map(Result::err) {
+    for error in [nodelay, keepalive.map_err(io::Error::from)].into_iter().filter_map(Result::err) {
         tracing::debug!(%error, "socket options could not be set");
+    }
+    limit_unsent(stream, UNSENT_MAX);
+}
+
+/// Limits the bytes that the kernel takes ahead of what the network takes. Best effort.
+pub(crate) fn limit_unsent(stream: &TcpStream, max: u32) {
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(max) {
+        tracing::debug!(%error, "the bytes unsent in the kernel could not be limited");
     }
 }

@@ -13,16 +13,20 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Pieces in transmission on a slow uplink: one that goes out and one that fills the gap behind it.
-const SLOTS_MIN: usize = 2;
+/// Pieces in transmission on a slow uplink. A connection that sends its first bytes does not fill it, nor does one whose
+/// receiver shares its own link with others; four together do.
+const SLOTS_MIN: usize = 4;
 /// As many are sent at once as go out in this time.
 const AHEAD: Duration = Duration::from_millis(20);
-/// A piece that takes so many times as long as the fastest of late is held up by its receiver.
-const SLOW_FACTOR: u32 = 4;
+/// A piece that takes so many times as long as the fastest of late is held up by its receiver. Those that share the uplink
+/// take [`SLOTS_MIN`] times as long.
+const SLOW_FACTOR: u32 = 12;
 /// A slot is held for at least this: below it, chance decides.
 const SPAN_MIN: Duration = Duration::from_millis(50);
 /// A slot is held for no longer than this, whatever others took.
 const SPAN_MAX: Duration = Duration::from_secs(5);
+/// What is shorter may all lie in the kernel when it counts as sent: it says nothing of the uplink.
+const LEARN_MIN: u64 = 128 << 10;
 /// Rates are told per so many bytes.
 const UNIT: u64 = 1 << 20;
 
@@ -85,6 +89,12 @@ impl Slots {
         }
     }
 
+    /// Whether the uplink is so slow, or so little known, that a piece waits in the kernel for longer than it takes.
+    pub(crate) fn is_slow(&self) -> bool {
+        let pace = self.state().pace;
+        pace.is_zero() || pace > AHEAD
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panics while holding the slots")
     }
@@ -138,7 +148,7 @@ impl State {
 
     fn learn(&mut self, id: u64, now: Instant) {
         let Some(Sending { since, bytes }) = self.sending.get(&id) else { return };
-        if *bytes == 0 {
+        if *bytes < LEARN_MIN {
             return;
         }
         let unit = |time: Duration| time.div_f64(*bytes as f64 / UNIT as f64).max(Duration::from_nanos(1));
@@ -167,16 +177,27 @@ mod tests {
     }
 
     #[test]
-    fn on_a_slow_uplink_two_pieces_go_at_once() {
+    fn on_a_slow_uplink_few_pieces_go_at_once() {
         let (mut state, mut now) = (state(32), Instant::now());
         for _ in 0..20 {
-            let (a, b) = (state.take(UNIT, now).unwrap(), state.take(UNIT, now).unwrap());
+            let all: Vec<u64> = (0..SLOTS_MIN).map(|_| state.take(UNIT, now).unwrap()).collect();
             state.take(UNIT, now).unwrap_err();
-            now += 170 * MILLI;
-            end(&mut state, a, now);
-            now += 170 * MILLI;
-            end(&mut state, b, now);
+            for id in all {
+                now += 170 * MILLI;
+                end(&mut state, id, now);
+            }
         }
+    }
+
+    #[test]
+    fn what_lies_in_the_kernel_at_once_tells_nothing_of_the_uplink() {
+        let (mut state, mut now) = (state(32), Instant::now());
+        for bytes in [UNIT, 100, 64 << 10] {
+            let id = state.take(bytes, now).unwrap();
+            now += if bytes == UNIT { 170 * MILLI } else { MILLI };
+            end(&mut state, id, now);
+        }
+        assert_eq!((state.best, state.slots()), (170 * MILLI, SLOTS_MIN));
     }
 
     #[test]
@@ -195,16 +216,17 @@ mod tests {
 
     #[test]
     fn who_is_slow_holds_its_slot_only_for_a_while() {
-        let (mut state, mut now) = (state(2), Instant::now());
+        let (mut state, mut now) = (state(SLOTS_MIN), Instant::now());
         for _ in 0..4 {
             let id = state.take(UNIT, now).unwrap();
             now += 100 * MILLI;
             end(&mut state, id, now);
         }
-        state.take(UNIT, now).unwrap();
-        state.take(UNIT, now).unwrap();
+        for _ in 0..SLOTS_MIN {
+            state.take(UNIT, now).unwrap();
+        }
         let due = state.take(UNIT, now).unwrap_err();
-        assert_eq!(due - now, 400 * MILLI);
+        assert_eq!(due - now, 100 * SLOW_FACTOR * MILLI);
         state.take(UNIT, due).unwrap();
     }
 

@@ -49,6 +49,9 @@ const CAPABILITIES_MAX: usize = 1024;
 const CLOCK_SKEW_S: u64 = 600;
 /// Most digests of an image that a reply describes. An image with more is fetched without statements for the rest.
 const DIGESTS_MAX: usize = 1000;
+/// Bytes of a piece that wait in the kernel on a slow uplink. A slot is given back when these are all that is left, so as
+/// few pieces as there are slots share the uplink; it is what a link of 1 Gbit/s sends in half a millisecond.
+const UNSENT_MAX: u32 = 64 << 10;
 /// Longest wait for a turn to be sent pieces: long enough that a crowd keeps the line full, shorter than a node waits.
 const SLOT_WAIT: std::time::Duration = std::time::Duration::from_secs(8);
 /// What a node that drew too much is told to wait before it asks again.
@@ -297,7 +300,7 @@ impl Registry {
             into_piece: 0,
             slot,
         };
-        Ok(send_pieces(&layout, &pieces, blob.content, meter))
+        Ok(send_pieces(&layout, &pieces, blob.content, meter, self.piece_slots.is_slow()))
     }
 }
 
@@ -325,7 +328,13 @@ fn digests_of(manifest: &Manifest) -> Result<Vec<Digest>, ApiError> {
     Ok(digests)
 }
 
-fn send_pieces(layout: &Layout, pieces: &[PieceIndex], content: BlobContent, mut meter: PiecesMeter) -> Reply {
+fn send_pieces(
+    layout: &Layout,
+    pieces: &[PieceIndex],
+    content: BlobContent,
+    mut meter: PiecesMeter,
+    slow: bool,
+) -> Reply {
     let head = framed(&PiecesGiven { pieces: pieces.iter().map(|piece| piece.get()).collect(), retry_after_ms: 0 });
     let ranges = pieces.iter().map(|piece| layout.range(*piece));
     match content {
@@ -343,7 +352,8 @@ fn send_pieces(layout: &Layout, pieces: &[PieceIndex], content: BlobContent, mut
             let segments = std::iter::once(Segment::Bytes(head.into())).chain(ranges.map(Segment::File)).collect();
             let mut response = Response::new(());
             response.headers_mut().insert(header::CONTENT_TYPE, value(CONTENT_TYPE));
-            Handoff::new(response, file, segments).metered(meter).into()
+            let handoff = Handoff::new(response, file, segments).metered(meter);
+            if slow { handoff.unsent_max(UNSENT_MAX).into() } else { handoff.into() }
         }
     }
 }
