@@ -19,7 +19,9 @@
 //! **Keep-alive.** A side that has nothing to say sends an empty [`Signed`](shoal_proto::message::Message::Signed) every [`KEEP_ALIVE`]; silence for
 //! [`SILENCE_MAX`] ends the connection. There is no acknowledgement: TCP has its own.
 
+mod buffers;
 mod counters;
+mod disk;
 mod frames;
 mod greeting;
 mod link;
@@ -29,6 +31,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod wire;
 mod writer;
 
 use std::{
@@ -330,8 +333,8 @@ struct Shared {
     download: Rate,
     /// Places for incoming connections.
     incoming: Arc<Semaphore>,
-    /// Places for reads that may wait for the disk.
-    reads: Semaphore,
+    disk: disk::Disk,
+    buffers: Arc<buffers::Buffers>,
 }
 
 /// How an endpoint behaves.
@@ -382,7 +385,8 @@ impl Endpoint {
             upload: Rate::new(config.upload_bytes_per_s).within(config.upload_within),
             download: Rate::new(config.download_bytes_per_s).within(config.download_within),
             incoming: Arc::new(Semaphore::new(config.incoming_max.unwrap_or(INCOMING_MAX))),
-            reads: Semaphore::new(COLD_READS_MAX),
+            disk: disk::Disk::default(),
+            buffers: Arc::default(),
         };
         Ok((Self { shared: Arc::new(shared) }, queue))
     }

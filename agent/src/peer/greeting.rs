@@ -6,6 +6,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -22,7 +23,13 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CLOSE_TIMEOUT, Fleet, Refused, Shared, frames::Source, tls::TlsFault, writer::Sink};
+use super::{
+    CLOSE_TIMEOUT, Fleet, Refused, Shared,
+    frames::Source,
+    tls::TlsFault,
+    wire::{Busy, Wire},
+    writer::Sink,
+};
 
 /// Largest frame of a greeting: the hello with its membership is a few hundred bytes. What is larger is garbage, and is
 /// not waited for.
@@ -148,16 +155,24 @@ pub(super) async fn greet(
     let expected = dialled.flatten();
     match &shared.tls {
         Some(tls) => {
-            let (mut stream, node) = if dialled.is_some() { tls.connect(tcp).await? } else { tls.accept(tcp).await? };
+            let wire = Wire::new(tcp, Arc::clone(&shared.buffers));
+            let busy = wire.busy();
+            let (mut stream, node) =
+                if dialled.is_some() { tls.connect(wire).await? } else { tls.accept(wire).await? };
             let peer = exchange(shared, &mut stream, Some(node), expected, remote.ip()).await?;
             let (reader, writer) = tokio::io::split(stream);
-            Ok(Greeted { peer, remote, reader: Box::new(reader), writer: Sink::Tls(writer) })
+            Ok(Greeted { peer, remote, reader: Source { bytes: Box::new(reader), busy }, writer: Sink::Tls(writer) })
         }
         None => {
             let mut stream = tcp;
             let peer = exchange(shared, &mut stream, None, expected, remote.ip()).await?;
             let (reader, writer) = stream.into_split();
-            Ok(Greeted { peer, remote, reader: Box::new(reader), writer: Sink::Plain(writer) })
+            Ok(Greeted {
+                peer,
+                remote,
+                reader: Source { bytes: Box::new(reader), busy: Busy::default() },
+                writer: Sink::Plain(writer),
+            })
         }
     }
 }

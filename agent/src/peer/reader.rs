@@ -12,7 +12,6 @@ use shoal_proto::{
 use shoal_transfer::ids::RequestId;
 use tokio::{
     sync::mpsc,
-    task::block_in_place,
     time::{Instant, timeout},
 };
 
@@ -36,7 +35,14 @@ const ENVELOPES_MAX: usize = 64;
 
 /// Reads until the connection ends; says why.
 pub(super) async fn run(link: LinkId, shared: &Arc<Shared>, receipts: &Arc<Receipts>, source: Source) -> Down {
-    let mut reader = Reader { link, shared, receipts, events: &shared.events, frames: Frames::new(source), told: None };
+    let mut reader = Reader {
+        link,
+        shared,
+        receipts,
+        events: &shared.events,
+        frames: Frames::new(source, Arc::clone(&shared.buffers)),
+        told: None,
+    };
     loop {
         match reader.frame().await {
             Ok(()) => {}
@@ -125,7 +131,7 @@ impl Reader<'_> {
             let Some(mut partial) = self.receipts.take(id) else { continue };
             // Hash and page cache: microseconds as a rule, but a full disk cache makes the write wait.
             let sender = self.receipts.sender();
-            let heard = match block_in_place(|| partial.write(chunk, sender)) {
+            let heard = match self.shared.disk.promptly(|| partial.write(chunk, sender)) {
                 Ok(()) => {
                     let bytes = partial.written();
                     match self.receipts.put_back(id, partial) {
@@ -162,7 +168,7 @@ impl Reader<'_> {
         let Whole { request, partial } = whole;
         let (digest, piece, bytes) = (*partial.digest(), partial.piece(), partial.written());
         let sole_sender = partial.is_only_from(self.receipts.sender());
-        match block_in_place(|| partial.finish()) {
+        match self.shared.disk.promptly(|| partial.finish()) {
             Ok(_) => Heard::Stored { request, digest, piece, bytes },
             Err(FinishError::Corrupt | FinishError::Short) => Heard::Corrupt { request, digest, piece, sole_sender },
         }

@@ -27,7 +27,8 @@ use crate::store::{Blob, OpenedStatement, Store, StoreConfig};
 
 mod manners;
 
-const PIECE: usize = shoal_proto::layout::PIECE_LEN_MIN as usize;
+const PIECE: usize = 256 << 10;
+const _: () = assert!(PIECE as u64 == shoal_proto::layout::PIECE_LEN_MIN);
 const SOON: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]

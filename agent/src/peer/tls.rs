@@ -24,10 +24,10 @@ use rustls::{
     },
 };
 use shoal_proto::signed::NodeId;
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::wire::Wire;
 use crate::identity::Identity;
 
 /// The protocol's name in the TLS handshake: another protocol's client never gets further.
@@ -106,21 +106,21 @@ impl Tls {
     }
 
     /// The dialling side. Returns who answered.
-    pub(super) async fn connect(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, NodeId), TlsFault> {
+    pub(super) async fn connect(&self, wire: Wire) -> Result<(TlsStream<Wire>, NodeId), TlsFault> {
         // Names say nothing here: the certificate's key is the peer. The field has to hold something.
         let name = ServerName::try_from("shoal").expect("a valid name");
-        let stream = self.connector.connect(name, tcp).await?;
+        let stream = self.connector.connect(name, wire).await?;
         identified(stream.into())
     }
 
     /// The listening side. Returns who dialled.
-    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, NodeId), TlsFault> {
-        let stream = self.acceptor.accept(tcp).await?;
+    pub(super) async fn accept(&self, wire: Wire) -> Result<(TlsStream<Wire>, NodeId), TlsFault> {
+        let stream = self.acceptor.accept(wire).await?;
         identified(stream.into())
     }
 }
 
-fn identified(stream: TlsStream<TcpStream>) -> Result<(TlsStream<TcpStream>, NodeId), TlsFault> {
+fn identified(stream: TlsStream<Wire>) -> Result<(TlsStream<Wire>, NodeId), TlsFault> {
     let (_, state) = stream.get_ref();
     if state.alpn_protocol() != Some(ALPN) {
         return Err(TlsFault::Alpn);

@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     io,
-    os::unix::fs::FileExt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,13 +16,15 @@ use shoal_transfer::ids::UploadId;
 use tokio::{
     io::{AsyncWriteExt, Interest, WriteHalf},
     net::{TcpStream, tcp::OwnedWriteHalf},
-    sync::{Semaphore, SemaphorePermit, mpsc},
-    task::block_in_place,
+    sync::mpsc,
     time::timeout,
 };
 use tokio_rustls::TlsStream;
 
-use super::{DATA_FRAME_LEN, Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, Shared, WRITE_STALL_MAX, link};
+use super::{
+    DATA_FRAME_LEN, Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, Shared, WRITE_STALL_MAX, buffers::Buffer,
+    disk::Disk, link, wire::Wire,
+};
 use crate::store::InUse;
 
 /// Control frames are gathered up to about this much before they are written.
@@ -59,11 +60,16 @@ impl Upload {
         let at = (range.start + u64::from(offset)).min(range.end);
         Self { upload, request, blob: blob.guard(), piece, at, end: range.end, start: at, priority }
     }
+
+    /// Bytes of the piece in the next frame.
+    fn frame_len(&self) -> usize {
+        usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(DATA_FRAME_LEN)
+    }
 }
 
 /// The writing half of a connection.
 pub(super) enum Sink {
-    Tls(WriteHalf<TlsStream<TcpStream>>),
+    Tls(WriteHalf<TlsStream<Wire>>),
     Plain(OwnedWriteHalf),
 }
 
@@ -75,7 +81,7 @@ pub(super) async fn run(
     mut queue: mpsc::Receiver<Out>,
     sink: Sink,
 ) -> Down {
-    let (control, uploads, buffer) = (Vec::new(), VecDeque::new(), Vec::new());
+    let (control, uploads, buffer) = (Vec::new(), VecDeque::new(), None);
     let mut writer = Writer { link, shared, weight, sink, control, uploads, buffer };
     loop {
         let result = writer.turn(&mut queue).await;
@@ -93,15 +99,15 @@ struct Writer<'a> {
     control: Vec<u8>,
     /// Served in turn, the most urgent ones before all others. Bounded by the loop's upload slots.
     uploads: VecDeque<Upload>,
-    /// For frames that pass through user space; empty while none do.
-    buffer: Vec<u8>,
+    /// For frames that pass through user space; nothing while none do.
+    buffer: Option<Buffer>,
 }
 
 impl Writer<'_> {
     /// Takes what waits, writes control frames, then one data frame; waits if there is nothing.
     async fn turn(&mut self, queue: &mut mpsc::Receiver<Out>) -> Result<(), Down> {
         if self.uploads.is_empty() {
-            self.buffer = Vec::new();
+            self.buffer = None;
             match timeout(KEEP_ALIVE, queue.recv()).await {
                 Ok(Some(out)) => self.take(out).await?,
                 Ok(None) => return Err(Down::Here(CloseReason::Shutdown)),
@@ -114,14 +120,32 @@ impl Writer<'_> {
                 Err(_) => break,
             }
         }
+        self.control().await?;
+        if self.shared.upload.is_capped()
+            && let Some(upload) = self.best_upload().map(|at| &self.uploads[at])
+        {
+            self.shared.upload.turn(upload.frame_len()).await;
+            // What was said meanwhile may take the upload back.
+            while self.control.len() < BATCH_LEN
+                && let Ok(out) = queue.try_recv()
+            {
+                self.take(out).await?;
+            }
+            self.control().await?;
+        }
+        match self.best_upload().and_then(|at| self.uploads.remove(at)) {
+            Some(upload) => self.data(upload).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the control frames that wait.
+    async fn control(&mut self) -> Result<(), Down> {
         if !self.control.is_empty() {
             let control = std::mem::take(&mut self.control);
             stalled(self.sink.write(&control)).await?;
         }
-        match self.next_upload() {
-            Some(upload) => self.data(upload).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     async fn take(&mut self, out: Out) -> Result<(), Down> {
@@ -149,25 +173,23 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The most urgent upload, and among equals the one that waited longest.
-    fn next_upload(&mut self) -> Option<Upload> {
-        let best = self.uploads.iter().enumerate().min_by_key(|(at, upload)| (upload.priority, *at)).map(|(at, _)| at);
-        best.and_then(|at| self.uploads.remove(at))
+    /// Where the most urgent upload stands, and among equals the one that waited longest.
+    fn best_upload(&self) -> Option<usize> {
+        self.uploads.iter().enumerate().min_by_key(|(at, upload)| (upload.priority, *at)).map(|(at, _)| at)
     }
 
     /// One frame of an upload.
     async fn data(&mut self, mut upload: Upload) -> Result<(), Down> {
-        let len = usize::try_from(upload.end - upload.at).unwrap_or(usize::MAX).min(DATA_FRAME_LEN);
+        let len = upload.frame_len();
         let blob = upload.blob.blob();
         // Only what is verified ever leaves: a check of the disk may have taken the piece back meanwhile.
         if len > 0 && blob.has(upload.piece) {
             let file = blob.file().clone();
-            self.shared.upload.turn(len).await;
             let sent = match &self.sink {
                 Sink::Tls(_) => self.copied(&file, &upload, len).await,
                 Sink::Plain(_) => {
-                    let reads = &self.shared.reads;
-                    self.sink.send_file(reads, &file, upload.request, upload.at, len).await.map(|()| true)
+                    let disk = &self.shared.disk;
+                    self.sink.send_file(disk, &file, upload.request, upload.at, len).await.map(|()| true)
                 }
             };
             if sent? {
@@ -189,18 +211,14 @@ impl Writer<'_> {
 
     /// Reads a frame's bytes and writes them; false if the file fails.
     async fn copied(&mut self, file: &std::fs::File, upload: &Upload, len: usize) -> Result<bool, Down> {
-        self.buffer.resize(DATA_HEADER_LEN + DATA_FRAME_LEN, 0);
-        let (header, body) = self.buffer.split_at_mut(DATA_HEADER_LEN);
+        let buffer = self.buffer.get_or_insert_with(|| self.shared.buffers.take());
+        let (header, body) = buffer.split_at_mut(DATA_HEADER_LEN);
         header.copy_from_slice(&data_header(upload.request, len));
-        let read = {
-            let _place = place(&self.shared.reads).await;
-            block_in_place(|| file.read_exact_at(&mut body[..len], upload.at))
-        };
-        if let Err(error) = read {
+        if let Err(error) = self.shared.disk.read(file, &mut body[..len], upload.at).await {
             tracing::error!(%error, digest = %upload.blob.blob().digest(), "a stored piece cannot be read");
             return Ok(false);
         }
-        stalled(self.sink.write(&self.buffer[..DATA_HEADER_LEN + len])).await?;
+        stalled(self.sink.write(&buffer[..DATA_HEADER_LEN + len])).await?;
         Ok(true)
     }
 
@@ -244,7 +262,7 @@ impl Sink {
     /// A data frame whose bytes go from the file to the socket within the kernel. Mode `plain` only.
     async fn send_file(
         &self,
-        reads: &Semaphore,
+        disk: &Disk,
         file: &std::fs::File,
         request: u32,
         at: u64,
@@ -255,50 +273,31 @@ impl Sink {
         let header = data_header(request, len);
         let mut sent = 0;
         while sent < header.len() {
-            sent += step(stream, None, || {
-                // `MORE` puts the header into one segment with the bytes that follow.
-                rustix::net::send(stream, &header[sent..], SendFlags::MORE | SendFlags::NOSIGNAL)
-            })
-            .await?;
+            within(WRITE_STALL_MAX, stream.writable()).await?;
+            // `MORE` puts the header into one segment with the bytes that follow.
+            let send = || rustix::net::send(stream, &header[sent..], SendFlags::MORE | SendFlags::NOSIGNAL);
+            sent += tried(stream, send)?.unwrap_or(0);
         }
         let mut left = len;
         while left > 0 {
+            within(WRITE_STALL_MAX, stream.writable()).await?;
             let mut offset = at + (len - left) as u64;
-            // A page that is not cached makes the call wait for the disk.
-            let moved = step(stream, Some(reads), || {
-                block_in_place(|| rustix::fs::sendfile(stream, file, Some(&mut offset), left))
-            })
-            .await?;
-            if moved == 0 {
-                return Err(Down::Io(io::Error::other("a stored piece's file is too short")));
+            let ready = disk.ready(file, offset, left).await?;
+            let send = || disk.carry_out(&ready, || rustix::fs::sendfile(stream, file, Some(&mut offset), left));
+            match tried(stream, send)? {
+                Some(0) => return Err(Down::Io(io::Error::other("a stored piece's file is too short"))),
+                moved => left -= moved.unwrap_or(0),
             }
-            left -= moved;
         }
         Ok(())
     }
 }
 
-/// A place among the reads that may wait for the disk.
-async fn place(reads: &Semaphore) -> SemaphorePermit<'_> {
-    reads.acquire().await.expect("the semaphore is never closed")
-}
-
-/// One system call on the socket once it takes bytes; with a place among `reads`, if it may wait for the disk.
-async fn step(
-    stream: &TcpStream,
-    reads: Option<&Semaphore>,
-    mut call: impl FnMut() -> rustix::io::Result<usize>,
-) -> Result<usize, Down> {
-    loop {
-        within(WRITE_STALL_MAX, stream.writable()).await?;
-        let _place = match reads {
-            Some(reads) => Some(place(reads).await),
-            None => None,
-        };
-        match stream.try_io(Interest::WRITABLE, || call().map_err(io::Error::from)) {
-            Ok(done) => return Ok(done),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error.into()),
-        }
+/// One system call on a socket that takes bytes; `None` if it took none after all.
+fn tried(stream: &TcpStream, call: impl FnOnce() -> rustix::io::Result<usize>) -> Result<Option<usize>, Down> {
+    match stream.try_io(Interest::WRITABLE, || call().map_err(io::Error::from)) {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }

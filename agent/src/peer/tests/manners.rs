@@ -8,7 +8,7 @@ use super::*;
 async fn a_request_that_is_taken_back_ends_in_mid_piece() {
     for mode in [Mode::Tls, Mode::Plain] {
         // A piece takes a second or more.
-        let data = bytes(2 * MIB);
+        let data = bytes(2 * PIECE);
         let len = Layout::new(data.len() as u64).unwrap().piece_len();
         let slow = EndpointConfig { mode, upload_bytes_per_s: Some(len), ..EndpointConfig::default() };
         let a = Side::configured(1, slow, fleet(&membership(1), &seeder_key())).await;
