@@ -4,7 +4,7 @@ use shoal_proto::{
     Digest, api, codec,
     envelope::{ENVELOPE_LEN_MAX, Envelope},
     have::HaveSet,
-    layout::Layout,
+    layout::{Layout, PIECE_LEN_MIN},
     message::{FRAME_LEN_MAX, FrameHeader, HEADER_LEN, Message},
     oci::Route,
     range::{self, Selection},
@@ -67,7 +67,7 @@ pub(crate) fn range(data: &[u8]) {
 
 /// A have-set of a blob of 100 pieces.
 pub(crate) fn have(data: &[u8]) {
-    let layout = Layout::new(100 << 20).expect("a small blob");
+    let layout = Layout::new(100 * PIECE_LEN_MIN).expect("a small blob");
     if let Ok(set) = HaveSet::from_bytes(&layout, data) {
         assert_eq!(set.to_bytes(), data);
         assert!(set.iter().count() == set.len() as usize && set.len() <= 100);

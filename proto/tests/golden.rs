@@ -43,7 +43,7 @@ fn digests_and_have_sets() {
     for index in [0, 3, 9] {
         set.insert(Layout::new(10 << 20).unwrap().piece(index).unwrap());
     }
-    check_bytes(&codec::encode(&Have::Set(set.to_bytes())), &expect!["01020902"]);
+    check_bytes(&codec::encode(&Have::Set(set.to_bytes())), &expect!["01050902000000"]);
     check_bytes(&codec::encode(&Have::Added(vec![1, 300])), &expect!["020201fb2c01"]);
     check_bytes(&codec::encode(&Have::All), &expect!["00"]);
     check_bytes(&codec::encode(&Have::Gone), &expect!["03"]);

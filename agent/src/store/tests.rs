@@ -15,7 +15,8 @@ use shoal_proto::{
 
 use super::*;
 
-const PIECE: usize = PIECE_LEN_MIN as usize;
+const PIECE: usize = 256 << 10;
+const _: () = assert!(PIECE as u64 == PIECE_LEN_MIN);
 const QUOTA: u64 = 64 * PIECE_LEN_MIN;
 
 fn key() -> SigningKey {
@@ -293,7 +294,9 @@ fn what_is_pinned_used_or_under_way_is_not_evicted() {
 
     let (signed, hashes) = describe(&content(3, 32 * PIECE));
     let error = store.begin(&signed, hashes.clone()).unwrap_err();
-    assert!(matches!(error, BeginError::OverQuota { needed, room, .. } if needed == 32 << 20 && room == 16 << 20));
+    assert!(
+        matches!(error, BeginError::OverQuota { needed, room, .. } if needed == 32 * PIECE as u64 && room == 16 * PIECE as u64)
+    );
     assert!(error.is_full());
     assert_eq!(store.take_evicted(), [], "nothing goes in vain");
 
@@ -463,7 +466,7 @@ fn a_full_disk_is_told_apart_and_leaves_nothing_behind() {
     let full = {
         let store = open(dir.path(), "a");
         let kept = fill(&store, &content(1, PIECE));
-        let (signed, hashes) = describe(&content(2, 20 * PIECE));
+        let (signed, hashes) = describe(&content(2, 14 << 20));
         let full = store.begin(&signed, hashes);
         let left = store.info(&signed.statement.digest);
         let full = matches!(full, Err(BeginError::DiskFull { .. })) && left.is_none();

@@ -33,13 +33,13 @@ pub struct Config {
     pub pipeline_max: u32,
     /// How far ahead the pipelines reach at the measured rate: covers a round trip and the core's own latency.
     pub pipeline_ahead: Span,
-    /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on; several, so that
-    /// one slow receiver does not hold the link.
+    /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on: an upload ends when
+    /// the kernel has taken all of it, so the next one is ready before the link runs dry, and one whose receiver is slow
+    /// soon holds no slot.
     pub upload_slots: u32,
     /// Uploads that wait, at most; more are refused with `Busy`.
     pub upload_queue_max: u32,
-    /// Uploads that may wait however slow the uplink is: it must not run dry between two requests. Two are in transmission
-    /// besides, so one is enough.
+    /// Uploads that may wait however slow the uplink is: it must not run dry between two requests.
     pub upload_queue_base: u32,
     /// Longest wait that an upload is queued for, by the measured pace: who would wait longer is refused, and asks one
     /// that is idle. In simulated swarms of equal links queues of a second cost a fifth more time than queues of this.
@@ -119,12 +119,12 @@ impl Default for Config {
             dials_max: 8,
             dial_hedge: Span::from_millis(250),
             known_peers_max: 1024,
-            requests_base: 16,
+            requests_base: 8,
             requests_max: 64,
-            pipeline_base: 4,
+            pipeline_base: 2,
             pipeline_max: 8,
             pipeline_ahead: Span::from_millis(20),
-            upload_slots: 2,
+            upload_slots: 1,
             upload_queue_max: 256,
             upload_queue_base: 1,
             upload_queue_ahead: Span::from_millis(300),

@@ -1,5 +1,7 @@
 //! An agent whose machine lost power in the middle of a pull.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -52,10 +54,14 @@ async fn what_a_power_loss_took_is_detected_and_fetched_again() {
     };
     get("v2/app/manifests/v1").await;
     assert!(get(&format!("v2/app/blobs/{digest}")).await == layer, "the bytes are another's");
-    let metrics = String::from_utf8(get("metrics").await.into()).unwrap();
-    let count =
-        metrics.lines().find_map(|line| line.strip_prefix("shoal_agent_received_bytes_total{from=\"seeder\"} "));
-    let fetched: usize = count.unwrap().parse().unwrap();
+    // The last piece is counted after it is stored, and its reader may be done before that.
+    let (mut fetched, start) = (0, Instant::now());
+    while fetched / PIECE < (PIECES - DURABLE) as usize && start.elapsed() < Duration::from_secs(5) {
+        let metrics = String::from_utf8(get("metrics").await.into()).unwrap();
+        let count =
+            metrics.lines().find_map(|line| line.strip_prefix("shoal_agent_received_bytes_total{from=\"seeder\"} "));
+        fetched = count.unwrap().parse::<usize>().unwrap();
+    }
     running.shutdown().await.unwrap();
     stop.cancel();
     while let Some(ended) = tasks.join_next().await {

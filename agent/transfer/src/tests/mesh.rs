@@ -30,10 +30,12 @@ mod links;
 use links::{Ask, Sending, Uplink};
 
 pub(super) const MIB: u64 = 1 << 20;
+/// Pieces of a small blob for each MiB.
+pub(super) const PIECES_PER_MIB: u64 = MIB / shoal_proto::layout::PIECE_LEN_MIN;
 /// How long it takes until a dial to nowhere fails.
 pub(super) const GIVE_UP: Span = Span::from_secs(3);
-/// How long a connection to a flapping node lasts.
-const FLAP: Span = Span::from_millis(100);
+/// How long a connection to a flapping node lasts: less than a piece takes.
+const FLAP: Span = Span::from_millis(25);
 /// Where the seeder's uplink stands among the uplinks.
 const SEEDER: usize = usize::MAX;
 
@@ -88,10 +90,10 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    pub(super) fn equal(nodes: usize, pieces: u64, uplink: u64) -> Self {
+    pub(super) fn equal(nodes: usize, mib: u64, uplink: u64) -> Self {
         Self {
             nodes,
-            layout: Layout::new(pieces * MIB).unwrap(),
+            layout: Layout::new(mib * MIB).unwrap(),
             uplink: vec![uplink; nodes],
             seeder_uplink: uplink,
             seeder_slots: 2,

@@ -1,6 +1,6 @@
 //! A swarm where all goes well.
 
-use super::mesh::{MIB, Mesh, Spec};
+use super::mesh::{MIB, Mesh, PIECES_PER_MIB, Spec};
 use crate::time::{Span, Time};
 
 const UPLINK: u64 = 5 * MIB;
@@ -59,7 +59,7 @@ fn a_late_node_takes_nothing_from_the_seeder() {
         mesh
     };
     assert_eq!(mesh.seeder_pieces, 0);
-    assert_eq!(mesh.node(7).stats().pieces_from_peers, 32);
+    assert_eq!(mesh.node(7).stats().pieces_from_peers, 32 * PIECES_PER_MIB);
 }
 
 #[test]
