@@ -20,9 +20,9 @@ use crate::{body::RequestBody, connection::drive, reply::Reply};
 
 /// Bodies up to this length in bytes stay in hyper: taking a connection apart costs about as much as copying so many.
 pub const SMALL_BODY_MAX: u64 = 64 << 10;
-/// Bytes that the kernel takes ahead of what the network takes: with more, a transfer would count as done long before it
-/// is, and more of them would share a slow link than are meant to.
-pub(crate) const UNSENT_MAX: u32 = 256 << 10;
+/// Bytes that the kernel takes ahead of what the network takes, if an answer does not ask for less: as many as its send
+/// buffers grow to by default, so that a thread which feeds several connections is not called for each few packets.
+pub(crate) const UNSENT_MAX: u32 = 4 << 20;
 /// Wait after the system refused a connection (out of file descriptors), so that the loop does not spin meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -223,20 +223,43 @@ impl Shell {
     pub(super) fn close_idle_links(&self, now: Instant) {
         let most = self.config.limits.peer_connections_max;
         let many = self.peers.connected().count().saturating_sub(most - most / LINKS_SPARE);
-        let mut idle: Vec<_> = self
+        let spare = self
             .peers
             .connected()
             .filter(|(peer, known, state)| {
                 let spare = now - state.used >= LINK_SPARE_AFTER && state.uploads.is_empty();
                 spare && !known.fixed && !self.fetches.any_of(*peer)
             })
-            .map(|(_, _, state)| state)
-            .collect();
-        idle.sort_unstable_by_key(|state| (state.used, state.bytes_in + state.bytes_out));
-        for (at, state) in idle.into_iter().enumerate() {
-            if at < many || now - state.used >= LINK_IDLE_MAX {
-                state.link.close(CloseReason::Idle);
-            }
+            .map(|(_, _, state)| (state.used, state.bytes_in + state.bytes_out, state));
+        for state in least_useful(spare.collect(), many, now) {
+            state.link.close(CloseReason::Idle);
         }
+    }
+}
+
+/// Which of these connections go, each with when it was last used and the bytes that it has carried: `many` of them, and
+/// all that were of no use for [`LINK_IDLE_MAX`].
+fn least_useful<T>(mut spare: Vec<(Instant, u64, T)>, many: usize, now: Instant) -> Vec<T> {
+    spare.sort_by_key(|(used, carried, _)| (*used, *carried));
+    let goes = |at: usize, used: Instant| at < many || now - used >= LINK_IDLE_MAX;
+    spare.into_iter().enumerate().filter(|(at, (used, ..))| goes(*at, *used)).map(|(_, (.., link))| link).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_useful_connections_go_first_and_no_more_than_needed() {
+        let start = Instant::now();
+        let now = start + LINK_IDLE_MAX + Duration::from_secs(60);
+        let recent = now - LINK_SPARE_AFTER;
+        let links = || vec![(recent, 500, 'a'), (recent, 5, 'b'), (recent - Duration::from_secs(9), 1 << 30, 'c')];
+        assert!(least_useful(links(), 0, now).is_empty());
+        assert_eq!(least_useful(links(), 1, now), ['c'], "unused for longest, whatever it carried");
+        assert_eq!(least_useful(links(), 2, now), ['c', 'b'], "of equals the one that carried least");
+        assert_eq!(least_useful(links(), 9, now), ['c', 'b', 'a']);
+        let old = vec![(start, 7, 'x'), (recent, 7, 'y')];
+        assert_eq!(least_useful(old, 0, now), ['x'], "what nobody has used for minutes goes in any case");
     }
 }
