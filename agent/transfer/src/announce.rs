@@ -81,7 +81,7 @@ impl Node {
     pub(crate) fn find(&mut self, id: BlobId) {
         let now = self.now;
         let again = now + self.config.find_interval;
-        let few = self.config.degree as usize / 2;
+        let few = self.config.few();
         let Some(blob) = self.blobs.get_mut(id) else { return };
         if blob.fetching() && blob.holders.len() < few && now >= blob.find_at {
             blob.find_at = again;

@@ -17,9 +17,13 @@ pub struct Config {
     pub connections_max: u32,
     /// Fresh dials under way at once: enough that some dead peers cost one round, not one each.
     pub dials_max: u32,
-    /// A dial that has not been answered for so long is no longer fresh: it goes on, and another is made beside it. Who
-    /// lives answers sooner, even across the world; who does not costs this and not the time that TCP takes to give up.
+    /// A dial that has not been answered for so long, while a later one was, is no longer fresh: it goes on, and another is
+    /// made beside it. Who lives answers sooner, even across the world; who does not costs this and not the time that TCP
+    /// takes to give up.
     pub dial_hedge: Span,
+    /// The same where no dial was answered: either all of them are dead, or this node and its network are too busy to
+    /// answer sooner, and more dials would only make that worse.
+    pub dial_hedge_max: Span,
     /// Nodes that the core remembers, connected or not.
     pub known_peers_max: u32,
     /// Pieces asked for at once in all, before measured rates allow more: enough that an uploader's queue is seldom
@@ -27,12 +31,20 @@ pub struct Config {
     pub requests_base: u32,
     /// Pieces asked for at once in all, whatever the rates.
     pub requests_max: u32,
+    /// Pieces asked for at once across boundaries, before the time that they take allows more. All who bring pieces in share
+    /// the link between, and what waits in it for too long is asked for twice.
+    pub cross_requests_base: u32,
+    /// More are asked for across boundaries while a piece takes less than half of this, and fewer while one takes longer.
+    pub cross_time: Span,
     /// Pieces asked of one peer at once, before its rate allows more: one in transmission, one queued behind it.
     pub pipeline_base: u32,
     /// Pieces asked of one peer at once, whatever its rate.
     pub pipeline_max: u32,
     /// How far ahead the pipelines reach at the measured rate: covers a round trip and the core's own latency.
     pub pipeline_ahead: Span,
+    /// A piece of at most so many bytes is sent at once and takes no slot: an image's config costs little more than a
+    /// refusal, and who waits for it can do nothing without it.
+    pub upload_small_bytes: u64,
     /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on: an upload ends when
     /// the kernel has taken all of it, so the next one is ready before the link runs dry, and one whose receiver is slow
     /// soon holds no slot.
@@ -58,6 +70,9 @@ pub struct Config {
     pub upload_slot_min: Span,
     /// An upload in transmission for longer than this holds no slot, whatever others take.
     pub upload_slot_max: Span,
+    /// Pieces in transmission at once, with those that hold no slot: what they share may be this node's own uplink after
+    /// all, and of too many none would come to its end.
+    pub upload_sending_max: u32,
     /// Requests to the seeder under way at once for a blob.
     pub seeder_requests_max: u32,
     /// Pieces asked of the seeder in one request.
@@ -118,12 +133,16 @@ impl Default for Config {
             connections_max: 200,
             dials_max: 8,
             dial_hedge: Span::from_millis(250),
+            dial_hedge_max: Span::from_millis(750),
             known_peers_max: 1024,
             requests_base: 8,
             requests_max: 64,
+            cross_requests_base: 2,
+            cross_time: Span::from_secs(1),
             pipeline_base: 2,
             pipeline_max: 8,
             pipeline_ahead: Span::from_millis(20),
+            upload_small_bytes: 16 << 10,
             upload_slots: 1,
             upload_queue_max: 256,
             upload_queue_base: 1,
@@ -134,6 +153,7 @@ impl Default for Config {
             upload_slow_factor: 2,
             upload_slot_min: Span::from_millis(20),
             upload_slot_max: Span::from_secs(5),
+            upload_sending_max: 16,
             seeder_requests_max: 2,
             seeder_batch: 1,
             introduction_grace: Span::from_millis(300),
@@ -157,5 +177,12 @@ impl Default for Config {
             find_interval: Span::from_secs(5),
             stalled_after: Span::from_secs(30),
         }
+    }
+}
+
+impl Config {
+    /// Peers that are too few for a blob: below that, others are looked for.
+    pub(crate) const fn few(&self) -> usize {
+        self.degree as usize / 2
     }
 }

@@ -50,14 +50,17 @@ pub(crate) struct Request {
     pub(crate) started: bool,
     /// Whether a reader waits for it.
     pub(crate) urgent: bool,
+    /// Whether it crosses a boundary to a peer.
+    pub(crate) crosses: bool,
 }
 
 impl Node {
     pub(crate) fn issue(&mut self, id: BlobId, peer: PeerId, piece: PieceIndex, urgent: bool) {
         let blob = self.blobs.get_mut(id).expect("chosen from this blob");
         let crosses =
-            || blob.holders.find(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
-        self.stats.crossings += u64::from(self.now >= blob.cross_at && crosses());
+            blob.holders.find(peer).is_some_and(|at| blob.boundaries.towards(blob.holders[at].scope).is_some());
+        self.crossing += u32::from(crosses);
+        self.stats.crossings += u64::from(self.now >= blob.cross_at && crosses);
         blob.take(piece);
         blob.urgent_open += u32::from(urgent);
         let priority = match (urgent, blob.background()) {
@@ -71,7 +74,7 @@ impl Node {
         let now = self.now;
         let target = Target::Peer { peer, piece };
         let request =
-            self.requests.insert(Request { blob: id, target, issued: now, last: now, started: false, urgent });
+            self.requests.insert(Request { blob: id, target, issued: now, last: now, started: false, urgent, crosses });
         self.wake_at(now + self.patience());
         self.actions.push_back(Action::Fetch { request, peer, blob: id, piece: piece.get(), priority });
     }
@@ -204,6 +207,7 @@ impl Node {
     fn finished(&mut self, id: RequestId, blob_id: BlobId, piece: PieceIndex) {
         let len = self.blobs.get(blob_id).map_or(0, |blob| blob.layout.len_of(piece));
         let Some(request) = self.requests.remove(id) else { return };
+        self.crossed(&request, true);
         let Target::Peer { peer, .. } = request.target else { return };
         self.with_blob(blob_id, |blob| blob.urgent_open -= u32::from(request.urgent));
         let now = self.now;
@@ -231,6 +235,29 @@ impl Node {
         let ahead = u32::try_from(self.bytes_ahead(self.rate) >> 20).unwrap_or(u32::MAX);
         self.request_limit = self.config.requests_base.saturating_add(ahead).min(self.config.requests_max);
         self.stored_at = now;
+    }
+
+    /// A request is over, `stored` with its piece. Learns how many may cross boundaries at once: as many as come in
+    /// within `cross_time`, so that the link between is full, and none waits so long in it that it is taken back.
+    fn crossed(&mut self, request: &Request, stored: bool) {
+        if !request.crosses {
+            return;
+        }
+        self.crossing -= 1;
+        // Any peer beyond a boundary may be asked now.
+        self.saturated = true;
+        let (took, most) = (self.now.since(request.issued), self.config.cross_time);
+        let base = self.config.cross_requests_base;
+        if stored && took.times(2) < most {
+            self.cross_limit = (self.cross_limit + 1).min(self.config.requests_max);
+        } else if took > most {
+            self.cross_limit = self.cross_limit.saturating_sub(1).max(base);
+        }
+    }
+
+    /// Whether another request may cross a boundary.
+    pub(crate) fn may_cross(&self) -> bool {
+        self.crossing < self.cross_limit
     }
 
     /// A piece came on a request that was taken back: whoever else was asked for it is asked no more.
@@ -324,6 +351,7 @@ impl Node {
     /// Ends a request; its pieces are missing again.
     pub(crate) fn end(&mut self, id: RequestId) -> bool {
         let Some(request) = self.requests.remove(id) else { return false };
+        self.crossed(&request, false);
         match request.target {
             Target::Peer { peer, piece } => {
                 self.open_to_peers -= 1;

@@ -146,6 +146,9 @@ impl Node {
         let blob = self.blobs.get(id)?;
         self.askable(peer, blob.layout.piece_len())?;
         let (at, stalled) = (blob.holders.find(peer)?, self.now >= blob.cross_at);
+        if !self.in_reach(blob, blob.holders[at].scope) {
+            return None;
+        }
         let crossing = if stalled { None } else { blob.boundaries.towards(blob.holders[at].scope) };
         let word = |word| takeable(blob, at, word, crossing);
         if let Some(piece) = self.urgent(blob)
@@ -199,6 +202,12 @@ impl Node {
         (lane.open < max && lane.open.checked_sub(base).is_none_or(beyond)).then_some(lane.open)
     }
 
+    /// Whether a peer that shares `scope` with this node may be asked: no boundary lies between, or there is room for one
+    /// more request across it.
+    fn in_reach(&self, blob: &Blob, scope: Scope) -> bool {
+        self.may_cross() || blob.boundaries.towards(scope).is_none()
+    }
+
     /// The next peer to ask and the piece to ask it for: near peers first, then those with the shortest queue.
     fn choose(&mut self, id: BlobId) -> Option<(PeerId, PieceIndex, bool)> {
         let blob = self.blobs.get(id)?;
@@ -216,7 +225,7 @@ impl Node {
         // A random one comes first, and of equals the first is taken.
         let start = self.rng.below(u32::try_from(blob.holders.len()).unwrap_or(u32::MAX)) as usize;
         let mut best: Option<((Scope, u32), usize)> = None;
-        for (at, holder) in blob.holders.iter_from(start) {
+        for (at, holder) in blob.holders.iter_from(start).filter(|(_, holder)| self.in_reach(blob, holder.scope)) {
             let Some(open) = self.askable(holder.peer, blob.layout.piece_len()) else { continue };
             let key = (holder.scope, open);
             if best.is_none_or(|(least, _)| key < least) && useful(blob, at, stalled) {
@@ -238,6 +247,9 @@ impl Node {
         let piece = self.urgent(blob)?;
         let (word, bit) = (piece.as_usize() / 64, 1u64 << (piece.get() % 64));
         let able = |at: &usize| {
+            if !self.in_reach(blob, blob.holders[*at].scope) {
+                return false;
+            }
             let crossing = if stalled { None } else { blob.boundaries.towards(blob.holders[*at].scope) };
             blob.holders.word(*at, word) & bit != 0 && takeable(blob, *at, word, crossing) & bit != 0
         };

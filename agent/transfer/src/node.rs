@@ -44,6 +44,11 @@ pub struct Node {
     /// By the slot of a peer.
     pub(crate) lanes: Vec<Lane>,
     pub(crate) readers: Arena<ReaderId, Reader>,
+    /// Open requests to peers that cross a boundary, and how many there may be.
+    pub(crate) crossing: u32,
+    pub(crate) cross_limit: u32,
+    /// When the latest dial that was answered had begun.
+    pub(crate) answered: Option<Time>,
     pub(crate) requests: Arena<RequestId, Request>,
     pub(crate) uploads: Arena<UploadId, Upload>,
     /// Uploads that wait for a slot.
@@ -104,6 +109,7 @@ impl Node {
     #[must_use]
     pub fn new(config: Config, seed: u64, now: Time) -> Self {
         let queue_limit = config.upload_queue_max.min(8 * config.upload_queue_base) as usize;
+        let cross_limit = config.cross_requests_base;
         Self {
             request_limit: config.requests_base.min(config.requests_max),
             excused_at: now,
@@ -118,6 +124,9 @@ impl Node {
             peers: Arena::default(),
             lanes: Vec::new(),
             readers: Arena::default(),
+            crossing: 0,
+            cross_limit,
+            answered: None,
             requests: Arena::default(),
             uploads: Arena::default(),
             waiting: Vec::new(),

@@ -199,6 +199,11 @@ impl Node {
             self.actions.push_back(Action::Ban { peer, span });
             return;
         }
+        if known.link == Link::Dialling {
+            let dialled = known.dialled_at;
+            self.answered = self.answered.max(Some(dialled));
+            self.wake_at(dialled + self.config.dial_hedge);
+        }
         self.set_link(peer, Link::Up);
         // There is room for another dial.
         self.dial_due = true;
@@ -329,6 +334,7 @@ impl Node {
     pub(crate) fn introduced(&mut self, peer: PeerId, blob_id: BlobId) {
         let Some(link) = self.peers.get(peer).map(|p| p.link) else { return };
         let grace = self.now + self.config.introduction_grace;
+        let (few, find_at) = (self.config.few(), self.now + self.config.find_interval);
         let Some(blob) = self.blobs.get_mut(blob_id) else { return };
         if blob.candidates.contains(&peer) || blob.candidates.len() >= crate::blob::CANDIDATES_MAX {
             return;
@@ -339,6 +345,12 @@ impl Node {
         }
         let blob = self.blobs.get_mut(blob_id).expect("looked up above");
         blob.candidates.push(peer);
+        if blob.candidates.len() == few {
+            // Others are looked for when these turn out to be of no use.
+            blob.find_at = blob.find_at.max(find_at);
+            self.wake_at(find_at);
+        }
+        let Some(blob) = self.blobs.get_mut(blob_id) else { return };
         blob.linked += u32::from(link != Link::Down);
         let lacks = blob.linked < self.config.degree;
         if link == Link::Up {
@@ -387,7 +399,7 @@ impl Node {
 
     /// Whether a dial of it is under way that was not answered for long.
     fn is_stale(&self, peer: &Peer) -> bool {
-        peer.link == Link::Dialling && self.now.since(peer.dialled_at) >= self.config.dial_hedge
+        self.hedged_at(peer).is_some_and(|at| at <= self.now)
     }
 
     fn stale_dials(&self) -> u32 {
@@ -399,7 +411,9 @@ impl Node {
 
     /// When a dial of the peer that is under way is no longer fresh.
     pub(crate) fn hedged_at(&self, peer: &Peer) -> Option<Time> {
-        (peer.link == Link::Dialling).then(|| peer.dialled_at + self.config.dial_hedge)
+        let others_answer = self.answered.is_some_and(|dialled| dialled >= peer.dialled_at);
+        let span = if others_answer { self.config.dial_hedge } else { self.config.dial_hedge_max };
+        (peer.link == Link::Dialling).then(|| peer.dialled_at + span)
     }
 
     /// Dials up to `lack` of `peers`, near ones first and random among them; returns the room that is left.

@@ -43,7 +43,8 @@ impl Node {
         want.truncate(blob.layout.pieces().div_ceil(8) as usize);
         let target = Target::Seeder { pieces: Vec::new() };
         let request =
-            self.requests.insert(Request { blob: id, target, issued: now, last: now, started: false, urgent: false });
+            Request { blob: id, target, issued: now, last: now, started: false, urgent: false, crosses: false };
+        let request = self.requests.insert(request);
         self.blobs.get_mut(id).expect("looked up above").seeder.open += 1;
         self.stats.seeder_asks += 1;
         self.wake_at(now + self.config.seeder_patience.max(self.patience()));

@@ -2,6 +2,7 @@
 
 mod chaos;
 mod faults;
+mod limits;
 mod mesh;
 mod regions;
 mod swarm;

@@ -29,6 +29,8 @@ pub(crate) struct Upload {
     asked: Time,
     /// In transmission since then.
     started: Option<Time>,
+    /// Takes no slot.
+    small: bool,
 }
 
 impl Node {
@@ -40,11 +42,17 @@ impl Node {
         piece: u32,
         priority: Priority,
     ) {
-        let held = self.blobs.get(blob).and_then(|b| b.layout.piece(piece).filter(|p| b.have.contains(*p)));
+        let held = self.blobs.get(blob).and_then(|b| {
+            let piece = b.layout.piece(piece).filter(|p| b.have.contains(*p))?;
+            Some((piece, b.layout.len_of(piece) <= self.config.upload_small_bytes))
+        });
         let Some(asker) = self.peers.get_mut(peer) else { return };
-        let room =
-            self.waiting.len() < self.queue_limit && u32::from(asker.queued) < self.config.upload_queue_per_peer_max;
-        let (Some(piece), true) = (held, room) else {
+        let most = self.config.upload_queue_per_peer_max;
+        let room = match held {
+            Some((_, true)) => u32::from(asker.uploading) < most,
+            _ => self.waiting.len() < self.queue_limit && u32::from(asker.queued) < most,
+        };
+        let (Some((piece, small)), true) = (held, room) else {
             let reason = if held.is_some() { RefuseReason::Busy } else { RefuseReason::NotHeld };
             self.stats.refused += 1;
             self.actions.push_back(Action::Refuse { upload: id, reason });
@@ -56,8 +64,11 @@ impl Node {
         let Some(asker) = self.peers.get_mut(peer) else { return };
         asker.queued += 1;
         self.sequence += 1;
-        self.uploads
-            .place(id, Upload { peer, blob, piece, priority, sequence: self.sequence, asked: self.now, started: None });
+        let (sequence, asked) = (self.sequence, self.now);
+        self.uploads.place(id, Upload { peer, blob, piece, priority, sequence, asked, started: None, small });
+        if small {
+            return self.start_upload(id);
+        }
         self.waiting.push(id);
         self.upload_due = true;
     }
@@ -67,10 +78,10 @@ impl Node {
         self.upload_due = true;
         self.stats.served_bytes += bytes;
         let started = upload.started.is_some();
-        if started {
+        if started && !upload.small {
             self.pace(upload.started.unwrap_or(self.now), bytes);
             self.sending.retain(|sending| *sending != id);
-        } else {
+        } else if !started {
             self.waiting.retain(|waiting| *waiting != id);
         }
         if let Some(peer) = self.peers.get_mut(upload.peer) {
@@ -105,9 +116,26 @@ impl Node {
         self.queue_limit = usize::try_from(fit).unwrap_or(max).clamp(base.min(max), max);
     }
 
+    fn start_upload(&mut self, id: UploadId) {
+        let now = self.now;
+        let Some(upload) = self.uploads.get_mut(id) else { return };
+        upload.started = Some(now);
+        if let Some(blob) = self.blobs.get_mut(upload.blob) {
+            let served = &mut blob.served[upload.piece.as_usize()];
+            *served = served.saturating_add(1);
+        }
+        if let Some(peer) = self.peers.get_mut(upload.peer) {
+            peer.queued -= 1;
+            peer.uploading += 1;
+        }
+        self.stats.served += 1;
+        self.actions.push_back(Action::Serve { upload: id });
+    }
+
     /// Starts uploads while slots are free.
     pub(crate) fn upload(&mut self) {
-        while !self.waiting.is_empty() && self.slots_taken() < self.slots() {
+        let most = self.config.upload_sending_max as usize;
+        while !self.waiting.is_empty() && self.sending.len() < most && self.slots_taken() < self.slots() {
             let key = |id: &UploadId| {
                 let upload = self.uploads.get(*id)?;
                 let peer = self.peers.get(upload.peer)?;
@@ -119,20 +147,8 @@ impl Node {
             let best = self.waiting.iter().enumerate().min_by_key(|(_, id)| key(id)).map(|(at, _)| at);
             let Some(at) = best else { return };
             let id = self.waiting.swap_remove(at);
-            let now = self.now;
-            let Some(upload) = self.uploads.get_mut(id) else { continue };
-            upload.started = Some(now);
-            if let Some(blob) = self.blobs.get_mut(upload.blob) {
-                let served = &mut blob.served[upload.piece.as_usize()];
-                *served = served.saturating_add(1);
-            }
-            if let Some(peer) = self.peers.get_mut(upload.peer) {
-                peer.queued -= 1;
-                peer.uploading += 1;
-            }
+            self.start_upload(id);
             self.sending.push(id);
-            self.stats.served += 1;
-            self.actions.push_back(Action::Serve { upload: id });
         }
         if !self.waiting.is_empty() {
             let oldest = self.sending.iter().filter_map(|id| self.uploads.get(*id)?.started).min();
