@@ -294,6 +294,7 @@ impl Shell {
         self.tick_orphans(now);
         if self.every(Duration::from_secs(1)) {
             self.tick_exchange();
+            self.tick_announce(now);
         }
         if self.every(Duration::from_secs(5)) {
             self.tick_idle(now);

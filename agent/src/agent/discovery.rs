@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
 
@@ -32,6 +33,11 @@ const LINKS_SPARE: usize = 4;
 const LINK_SPARE_AFTER: Duration = Duration::from_secs(20);
 /// Look-ups whose blobs are remembered.
 const SOUGHT_MAX: usize = 512;
+/// Who was told of so many others for an image is found without the DHT for now.
+const CROWD: usize = 5;
+/// Of a crowd that pulls the same image at once each announces itself at a moment of its own within this: an announcement
+/// is some twenty connections, and all of them in the same second would hold up the transfer that they are for.
+const ANNOUNCE_SPREAD: Duration = Duration::from_secs(20);
 
 /// What is looked for in the DHT, and what was counted of the whole.
 #[derive(Debug, Default)]
@@ -44,6 +50,8 @@ pub(super) struct Discovery {
     /// Spreads the choice of neighbours.
     turn: usize,
     minute: Option<Instant>,
+    /// What is announced later, and when. Bounded by the blobs that are open: each comes in once.
+    later: Vec<(Instant, Digest)>,
 }
 
 impl Discovery {
@@ -83,8 +91,30 @@ impl Shell {
         }
     }
 
+    /// Announces this node as a holder of a blob, or puts that off where many fetch it at once.
+    pub(super) fn announce_soon(&mut self, digest: &Digest) {
+        let image = self.blobs.get(digest).and_then(|(_, open)| open.image);
+        let known = image.and_then(|image| self.images.get(&image)).map_or(0, |image| image.peers.len());
+        if known < CROWD {
+            return self.announce(digest);
+        }
+        let mut hasher = DefaultHasher::new();
+        (self.me, digest).hash(&mut hasher);
+        let share = hasher.finish() as f64 / u64::MAX as f64;
+        self.discovery.later.push((Instant::now() + ANNOUNCE_SPREAD.mul_f64(share), *digest));
+    }
+
+    /// Announces what was put off until now.
+    pub(super) fn tick_announce(&mut self, now: Instant) {
+        let due: Vec<Digest> =
+            self.discovery.later.extract_if(.., |(at, _)| *at <= now).map(|(_, digest)| digest).collect();
+        for digest in due.iter().filter(|digest| self.store.info(digest).is_some_and(|info| info.stored > 0)) {
+            self.announce(digest);
+        }
+    }
+
     /// Announces this node as a holder of a blob.
-    pub(super) fn announce(&self, digest: &Digest) {
+    fn announce(&self, digest: &Digest) {
         let image = self.blobs.get(digest).and_then(|(_, open)| open.image);
         let keys = self.keys_of(digest, image);
         if !keys.is_empty() {

@@ -40,7 +40,7 @@ impl Shell {
             Action::Announce { blob } => {
                 if let Some(open) = self.blobs.by_id(blob) {
                     let digest = *open.blob.digest();
-                    self.announce(&digest);
+                    self.announce_soon(&digest);
                 }
             }
             Action::Completed { blob } => {

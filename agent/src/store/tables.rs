@@ -37,7 +37,7 @@ const BLOCK_CACHE_BYTES: usize = 4 << 20;
 /// Unflushed rows per table.
 const WRITE_BUFFER_BYTES: usize = 1 << 20;
 /// Unflushed rows in all.
-const WRITE_BUFFERS_BYTES: usize = 8 << 20;
+const WRITE_BUFFERS_BYTES: usize = 4 << 20;
 /// The write-ahead log is cut at this length, so that opening replays little.
 const WAL_BYTES_MAX: u64 = 16 << 20;
 /// Table files held open.

@@ -1,7 +1,7 @@
 //! Two hundred agents ask for the same image in the same second.
 //!
 //! Each is a node of its own: identity, store, ports, connections. Only processes are shared, since two hundred of them
-//! would measure the kernel's scheduler: each `shoal-bench host` runs some of them through the agent's library.
+//! would measure the kernel's scheduler: each `shoal-crowd` runs some of them through the agent's library.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,10 +25,11 @@ use super::{
     Log, Options, PATIENCE,
     accounting::{self, Machine},
     content::{Content, room},
-    fleet::{Fleet, Start},
+    fleet::{Fleet, Start, settle},
     host::Host,
     record::{Run, contender},
 };
+use crate::cluster::Binaries;
 
 /// The case's name.
 pub const NAME: &str = "crowd";
@@ -42,6 +43,9 @@ const AGENTS_A_PROCESS: usize = 25;
 const READY_TIME_MAX: Duration = Duration::from_secs(180);
 /// Room for an agent's databases and logs.
 const SLACK_EACH: u64 = 16 << 20;
+
+/// What a process of agents is told, on a line of its own: let a reader pull through each agent, all at once.
+pub const PULL: &str = "pull";
 
 /// How one process of agents is started: its only argument, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,11 +88,11 @@ impl Crowd {
     pub async fn start(host: &Host, order: &Order) -> Result<Self> {
         std::fs::create_dir_all(&order.directory)?;
         let log = std::fs::File::create(order.directory.join("log"))?;
-        let program = std::env::current_exe().context("where this program lies")?;
+        let program = Binaries::find()?.crowd;
         let text = serde_json::to_string(order)?;
         let launch = async move {
             let mut child = Command::new(program)
-                .args(["host", &text])
+                .arg(text)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(log)
@@ -118,7 +122,7 @@ impl Crowd {
     /// # Errors
     /// The process ends, or takes too long.
     pub async fn pull(&mut self) -> Result<Vec<Result<Instant, String>>> {
-        self.input.write_all(b"pull\n").await?;
+        self.input.write_all(format!("{PULL}\n").as_bytes()).await?;
         let mut ends = Vec::with_capacity(self.agents);
         while ends.len() < self.agents {
             let said = timeout(PATIENCE, self.next()).await.context("a reader does not come to its end")??;
@@ -191,6 +195,7 @@ async fn timed(mut run: Run, content: &Content, directory: &Path) -> Result<Run>
         left -= order.agents;
         crowds.push(Crowd::start(&here, &order).await?);
     }
+    settle(|| Ok(cpu(&fleet, &crowds)?.1)).await?;
     let (origin, cpu) = (fleet.origin_bytes().await?, cpu(&fleet, &crowds)?);
     let (machine, begun) = (Machine::now()?, Instant::now());
     let ends = try_join_all(crowds.iter_mut().map(Crowd::pull)).await?;

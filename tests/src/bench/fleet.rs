@@ -268,21 +268,7 @@ impl Fleet {
     /// # Errors
     /// One has ended by itself, or they do not come to rest.
     pub async fn settle(&self) -> Result<()> {
-        let limit = SETTLED_CORES * SETTLE_WINDOW.as_secs_f64();
-        let windows = async {
-            let mut ticks = tokio::time::interval(SETTLE_WINDOW);
-            ticks.tick().await;
-            let mut before = self.cpu()?.1;
-            loop {
-                ticks.tick().await;
-                let now = self.cpu()?.1;
-                if now - before < limit {
-                    return Ok(());
-                }
-                before = now;
-            }
-        };
-        tokio::time::timeout(SETTLE_TIME_MAX, windows).await.context("the fleet does not come to rest")?
+        settle(|| Ok(self.cpu()?.1)).await
     }
 
     /// Payload bytes that the seeder has sent so far.
@@ -326,4 +312,26 @@ impl Fleet {
             crate::report::note(&format!("--- {} said last:\n{tail}", node.name));
         }
     }
+}
+
+/// Waits until agents, whose CPU seconds so far `cpu` gives, have done what they do when they start.
+///
+/// # Errors
+/// One has ended by itself, or they do not come to rest.
+pub async fn settle(cpu: impl Fn() -> Result<f64>) -> Result<()> {
+    let limit = SETTLED_CORES * SETTLE_WINDOW.as_secs_f64();
+    let windows = async {
+        let mut ticks = tokio::time::interval(SETTLE_WINDOW);
+        ticks.tick().await;
+        let mut before = cpu()?;
+        loop {
+            ticks.tick().await;
+            let now = cpu()?;
+            if now - before < limit {
+                return Ok(());
+            }
+            before = now;
+        }
+    };
+    tokio::time::timeout(SETTLE_TIME_MAX, windows).await.context("the fleet does not come to rest")?
 }

@@ -35,25 +35,30 @@ const LOOK_MAX: Duration = Duration::from_millis(40);
 /// # Errors
 /// A request fails, or bytes are wrong; nothing is tried twice.
 pub async fn read(node: &Node, content: &Content, query: &str) -> Result<Instant> {
-    let (client, content) = (Client::new(node.addresses().registry.to_string()), content.clone());
-    let query = query.to_owned();
-    let work = async move {
-        let (digest, _) = pull::manifest(&client, REPOSITORY, TAG, &query).await?;
-        ensure!(digest == content.image.manifest.digest, "the tag leads to {digest}");
-        let blobs = [(&content.image.config, None), (content.layer(), Some(content.bytes.clone()))];
-        stream::iter(blobs)
-            .map(Ok)
-            .try_for_each_concurrent(BLOBS_AT_ONCE, async |(blob, expected)| {
-                let expected = match expected {
-                    Some(bytes) => bytes,
-                    None => Bytes::from(blob.bytes()?),
-                };
-                read_blob(&client, blob, &query, &expected).await
-            })
-            .await?;
-        Ok(Instant::now())
-    };
+    let work = read_at(node.addresses().registry.to_string(), content.clone(), query.to_owned());
     node.host().run(work).await.with_context(|| format!("pull through {}", node.name()))
+}
+
+/// The same through the registry at `authority`, from the caller's own host.
+///
+/// # Errors
+/// A request fails, or bytes are wrong; nothing is tried twice.
+pub async fn read_at(authority: String, content: Content, query: String) -> Result<Instant> {
+    let client = Client::new(authority);
+    let (digest, _) = pull::manifest(&client, REPOSITORY, TAG, &query).await?;
+    ensure!(digest == content.image.manifest.digest, "the tag leads to {digest}");
+    let blobs = [(&content.image.config, None), (content.layer(), Some(content.bytes.clone()))];
+    stream::iter(blobs)
+        .map(Ok)
+        .try_for_each_concurrent(BLOBS_AT_ONCE, async |(blob, expected)| {
+            let expected = match expected {
+                Some(bytes) => bytes,
+                None => Bytes::from(blob.bytes()?),
+            };
+            read_blob(&client, blob, &query, &expected).await
+        })
+        .await?;
+    Ok(Instant::now())
 }
 
 async fn read_blob(client: &Client, blob: &Blob, query: &str, expected: &[u8]) -> Result<()> {

@@ -14,6 +14,8 @@ pub struct Binaries {
     pub seeder: PathBuf,
     /// `shoal`.
     pub agent: PathBuf,
+    /// `shoal-crowd`.
+    pub crowd: PathBuf,
 }
 
 impl Binaries {
@@ -41,8 +43,12 @@ impl Binaries {
                 directory.to_owned()
             }
         };
-        let found = Self { seeder: directory.join("shoal-seeder"), agent: directory.join("shoal") };
-        for path in [&found.seeder, &found.agent] {
+        let found = Self {
+            seeder: directory.join("shoal-seeder"),
+            agent: directory.join("shoal"),
+            crowd: directory.join("shoal-crowd"),
+        };
+        for path in [&found.seeder, &found.agent, &found.crowd] {
             ensure!(path.exists(), "{} is missing; build it with `cargo build --workspace --bins`", path.display());
         }
         Ok(found)

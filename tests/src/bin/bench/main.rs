@@ -59,8 +59,8 @@ struct Arguments {
     /// A flag for every agent besides, as `--agent-flag=--log=debug`; may be repeated
     #[arg(long, allow_hyphen_values = true)]
     agent_flag: Vec<String>,
-    /// Seconds over which `idle` counts
-    #[arg(long, default_value_t = 600)]
+    /// Seconds over which `idle` counts: one refresh period of the DHT
+    #[arg(long, default_value_t = 1200)]
     idle_seconds: u64,
     /// Keep the processes' directories (in memory!) and say where they are
     #[arg(long)]
