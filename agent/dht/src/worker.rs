@@ -29,8 +29,8 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use super::{
     ANNOUNCED_MAX, CONNECTIONS_MAX, Command, Door, FINDS_MAX, FINDS_WAITING_MAX, IDLE_TIMEOUT, KAD_PROTOCOL, NetConfig,
-    NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REFRESH, contact, door,
-    libp2p_address, node_id, peer_address, peer_id, records::Records,
+    NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REFRESH, REPLICATION, contact,
+    door, libp2p_address, node_id, peer_address, peer_id, records::Records,
 };
 
 /// How often announcements that are due are looked for.
@@ -353,6 +353,7 @@ fn behaviour(keys: &Keypair) -> Behaviour {
     let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
     config
         .set_query_timeout(QUERY_TIMEOUT)
+        .set_replication_factor(REPLICATION)
         .set_record_ttl(Some(RECORD_TTL))
         .set_replication_interval(None)
         .set_publication_interval(None)

@@ -60,7 +60,7 @@ struct Arguments {
     #[arg(long, allow_hyphen_values = true)]
     agent_flag: Vec<String>,
     /// Seconds over which `idle` counts: one refresh period of the DHT
-    #[arg(long, default_value_t = 1200)]
+    #[arg(long, default_value_t = 1500)]
     idle_seconds: u64,
     /// Keep the processes' directories (in memory!) and say where they are
     #[arg(long)]
