@@ -21,6 +21,9 @@ const AHEAD: Duration = Duration::from_millis(20);
 /// A piece that takes so many times as long as the fastest of late is held up by its receiver. Those that share the uplink
 /// take [`SLOTS_MIN`] times as long.
 const SLOW_FACTOR: u32 = 12;
+/// Pieces in transmission, with those that hold no slot any more, for each slot: of too many on a narrow link beyond our
+/// own none would come to its end.
+const SENDING_FACTOR: usize = 8;
 /// A slot is held for at least this: below it, chance decides.
 const SPAN_MIN: Duration = Duration::from_millis(50);
 /// A slot is held for no longer than this, whatever others took.
@@ -125,8 +128,8 @@ impl State {
         let (held, due) = held.fold((0, None::<Instant>), |(count, due), until| {
             (count + 1, Some(due.map_or(until, |earlier| earlier.min(until))))
         });
-        if let Some(due) = due.filter(|_| held >= self.slots()) {
-            return Err(due);
+        if held >= self.slots() || self.sending.len() >= SENDING_FACTOR * self.slots() {
+            return Err(due.unwrap_or(now + SPAN_MAX));
         }
         self.next += 1;
         self.sending.insert(self.next, Sending { since: now, bytes });
@@ -228,6 +231,22 @@ mod tests {
         let due = state.take(UNIT, now).unwrap_err();
         assert_eq!(due - now, 100 * SLOW_FACTOR * MILLI);
         state.take(UNIT, due).unwrap();
+    }
+
+    #[test]
+    fn those_that_hold_no_slot_are_few_as_well() {
+        let (mut state, now) = (state(SLOTS_MIN), Instant::now());
+        let id = state.take(UNIT, now).unwrap();
+        let mut now = now + 10 * MILLI;
+        end(&mut state, id, now);
+        let mut begun = Vec::new();
+        for _ in 0..=SENDING_FACTOR {
+            now += SPAN_MAX;
+            begun.extend((0..SLOTS_MIN).map_while(|_| state.take(UNIT, now).ok()));
+        }
+        assert_eq!(begun.len(), SENDING_FACTOR * SLOTS_MIN);
+        end(&mut state, begun[0], now);
+        state.take(UNIT, now).unwrap();
     }
 
     #[tokio::test]

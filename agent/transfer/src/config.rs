@@ -70,9 +70,9 @@ pub struct Config {
     pub upload_slot_min: Span,
     /// An upload in transmission for longer than this holds no slot, whatever others take.
     pub upload_slot_max: Span,
-    /// Pieces in transmission at once, with those that hold no slot: what they share may be this node's own uplink after
-    /// all, and of too many none would come to its end.
-    pub upload_sending_max: u32,
+    /// Pieces in transmission for each slot, with those that hold none any more: what they share may be this node's own
+    /// uplink after all, and of too many none would come to its end.
+    pub upload_sending_factor: u32,
     /// Requests to the seeder under way at once for a blob.
     pub seeder_requests_max: u32,
     /// Pieces asked of the seeder in one request.
@@ -90,7 +90,8 @@ pub struct Config {
     pub progress_timeout: Span,
     /// A request without a byte for so long is taken back and asked of another.
     pub request_timeout: Span,
-    /// A request to the seeder may wait so long for its turn there: in a crowd everybody waits.
+    /// A request to the seeder may wait so long for its turn there, and for its bytes: in a crowd everybody waits, and a
+    /// narrow link between brings many pieces at once slowly. What is taken back has crossed that link in vain.
     pub seeder_patience: Span,
     /// A request that has taken this many times its peer's usual time per piece is taken back if another can serve it.
     pub slow_factor: u32,
@@ -153,7 +154,7 @@ impl Default for Config {
             upload_slow_factor: 2,
             upload_slot_min: Span::from_millis(20),
             upload_slot_max: Span::from_secs(5),
-            upload_sending_max: 16,
+            upload_sending_factor: 16,
             seeder_requests_max: 2,
             seeder_batch: 1,
             introduction_grace: Span::from_millis(300),

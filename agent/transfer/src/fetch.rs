@@ -81,8 +81,11 @@ impl Node {
 
     /// When a request counts as starved.
     pub(crate) fn deadline(&self, request: &Request) -> Time {
-        let waits = matches!(&request.target, Target::Seeder { pieces } if pieces.is_empty());
-        request.last + if waits { self.config.seeder_patience.max(self.patience()) } else { self.patience() }
+        let patience = match &request.target {
+            Target::Peer { .. } => self.patience(),
+            Target::Seeder { .. } => self.config.seeder_patience.max(self.patience()),
+        };
+        request.last + patience
     }
 
     /// How long a request may go without a byte.

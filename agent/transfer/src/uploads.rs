@@ -134,7 +134,7 @@ impl Node {
 
     /// Starts uploads while slots are free.
     pub(crate) fn upload(&mut self) {
-        let most = self.config.upload_sending_max as usize;
+        let most = (self.config.upload_sending_factor * self.slots()) as usize;
         while !self.waiting.is_empty() && self.sending.len() < most && self.slots_taken() < self.slots() {
             let key = |id: &UploadId| {
                 let upload = self.uploads.get(*id)?;
