@@ -136,6 +136,8 @@ enum Turn {
     Tick,
     Evicted,
     UnknownKey,
+    /// A newer key set or revocation list.
+    News,
     Stop,
 }
 
@@ -177,6 +179,7 @@ impl Sources {
             Some(done) = self.done.recv() => Turn::Done(done),
             () = self.store.evicted() => Turn::Evicted,
             () = self.fleet.wanted() => Turn::UnknownKey,
+            () = self.fleet.news() => Turn::News,
             _ = self.tick.tick() => Turn::Tick,
             () = timeout => Turn::Timeout,
         }
@@ -248,6 +251,7 @@ impl Shell {
             Turn::Tick => self.on_tick(),
             Turn::Evicted => self.on_evicted(),
             Turn::UnknownKey => self.refresh_keys(),
+            Turn::News => self.on_news(),
             Turn::Stop => {}
         }
     }
@@ -298,6 +302,7 @@ impl Shell {
         }
         if self.every(Duration::from_secs(5)) {
             self.tick_idle(now);
+            self.close_outsiders();
             self.tick_static();
             self.tick_labels();
             if let Some(trace) = &mut self.trace {

@@ -12,12 +12,15 @@ mod values;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use http::Uri;
-use shoal_proto::signed::{Labels, NodeId};
+use shoal_proto::{
+    signed::{Labels, NodeId},
+    token::{JoinToken, TokenError},
+};
 
 pub use args::AgentArgs;
 pub use values::{ByteSize, Platform, StaticPeer};
@@ -26,6 +29,8 @@ pub use values::{ByteSize, Platform, StaticPeer};
 pub const CONFIG_FILE: &str = "/etc/shoal/agent.toml";
 /// Where data goes unless the config says otherwise.
 pub const DATA_DIR: &str = "/var/lib/shoal";
+/// The environment variable that may hold the join token.
+pub const JOIN_TOKEN_ENV: &str = "SHOAL_JOIN_TOKEN";
 /// Where the kernel says which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -58,6 +63,8 @@ pub struct Config {
     pub seeder: Uri,
     /// No join token: the seeder's key is pinned at the first contact.
     pub insecure_open: bool,
+    /// By which the node joins the fleet. Not needed once it has.
+    pub join_token: Option<JoinToken>,
     /// Where data goes.
     pub data_dir: PathBuf,
     /// Which boot of the machine this is.
@@ -203,7 +210,8 @@ impl Config {
     /// The file cannot be read, or a value cannot be.
     pub fn load(args: &AgentArgs) -> Result<Self, ConfigError> {
         let file = file::read(args.config.as_deref())?;
-        Self::merge(args, file, &boot_id()?)
+        let token = join_token(args, file.join_token_file.as_deref())?;
+        Ok(Self { join_token: token, ..Self::merge(args, file, &boot_id()?)? })
     }
 
     /// A node of its own on loopback, for one pull from an open seeder.
@@ -223,6 +231,7 @@ impl Config {
         Self {
             seeder,
             insecure_open: true,
+            join_token: None,
             data_dir,
             boot_id: boot_id.to_owned(),
             listen,
@@ -245,10 +254,6 @@ impl Config {
             error: "the agent needs its seeder's URL: --seeder http://HOST:PORT".into(),
         })?;
         let insecure_open = args.insecure_open || file.insecure_open.unwrap_or(false);
-        if !insecure_open {
-            let error = "joining by token is not there yet: give --insecure-open here and at the seeder".into();
-            return Err(ConfigError::Value { key: "insecure_open", error });
-        }
         let pick = |flags: &[SocketAddr], file: Option<Vec<SocketAddr>>, ip: IpAddr, port: u16| {
             if flags.is_empty() { file.unwrap_or_else(|| vec![(ip, port).into()]) } else { flags.to_vec() }
         };
@@ -277,6 +282,7 @@ impl Config {
         Ok(Self {
             seeder,
             insecure_open,
+            join_token: None,
             data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| DATA_DIR.into()),
             boot_id: boot_id.to_owned(),
             listen,
@@ -292,6 +298,27 @@ impl Config {
             trace: args.trace.clone(),
         })
     }
+}
+
+/// The join token: of the flag, else of the file that a flag or the configuration names, else of the environment. Errors do
+/// not repeat it.
+fn join_token(args: &AgentArgs, configured: Option<&Path>) -> Result<Option<JoinToken>, ConfigError> {
+    let parse = |text: &str| {
+        let token = text
+            .parse()
+            .map_err(|error: TokenError| ConfigError::Value { key: "join_token", error: error.to_string() });
+        token.map(Some)
+    };
+    if let Some(token) = &args.join_token {
+        return parse(token);
+    }
+    if let Some(path) = args.join_token_file.as_deref().or(configured) {
+        let text = std::fs::read_to_string(path);
+        return parse(&text.map_err(|error| ConfigError::File { path: path.to_owned(), error })?);
+    }
+    #[expect(clippy::disallowed_methods, reason = "this is the configuration")]
+    let environment = std::env::var(JOIN_TOKEN_ENV).ok().filter(|text| !text.is_empty());
+    environment.map_or(Ok(None), |text| parse(&text))
 }
 
 fn boot_id() -> Result<String, ConfigError> {

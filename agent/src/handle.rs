@@ -204,6 +204,8 @@ pub struct LoopStatus {
     pub bad_pieces: u64,
     /// Nodes banned now.
     pub banned: Vec<String>,
+    /// Memberships that are revoked, as far as this node has heard.
+    pub revoked: usize,
 }
 
 /// One connected peer.

@@ -169,6 +169,7 @@ impl Registry {
             Route::Info
             | Route::Join
             | Route::Members
+            | Route::Revocations
             | Route::Pull(..)
             | Route::Statement(..)
             | Route::Hashes(..)

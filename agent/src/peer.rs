@@ -51,7 +51,7 @@ use shoal_proto::{
     have::Have,
     layout::PieceIndex,
     message::{Answer, CloseReason, PeerInfo, Priority, Question, RefuseReason},
-    signed::{Capability, KeySet, Labels, NodeId},
+    signed::{Capability, KeySet, Labels, Membership, NodeId},
 };
 use shoal_transfer::ids::{RequestId, UploadId};
 use tokio::{
@@ -169,6 +169,8 @@ pub struct Up {
     pub link: Link,
     /// Who is at the far end, where it can be reached, and where it stands by its membership.
     pub peer: PeerInfo,
+    /// The membership by which it was let in.
+    pub membership: Membership,
     /// The far end's address.
     pub remote: SocketAddr,
     /// The dial that it comes from; `None` if the peer dialled.
@@ -458,8 +460,8 @@ impl Endpoint {
         let shared = &self.shared;
         let id = LinkId(shared.next_link.fetch_add(1, Ordering::Relaxed));
         let (link, tasks, queue) = Tasks::new(id, shared, greeted.peer.node);
-        let Greeted { peer, remote, reader, writer } = greeted;
-        if shared.events.send(Event::Up(Box::new(Up { link, peer, remote, dial }))).await.is_err() {
+        let Greeted { peer, membership, remote, reader, writer } = greeted;
+        if shared.events.send(Event::Up(Box::new(Up { link, peer, membership, remote, dial }))).await.is_err() {
             return;
         }
         shared.counters.connected();

@@ -13,14 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use shoal_proto::{
-    codec,
-    envelope::{ENVELOPE_LEN_MAX, Envelope},
-    signed::NodeId,
-};
+use shoal_proto::signed::NodeId;
 use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use self::renewal::{Renewal, resume};
 use crate::{
     Config, Parts, admin, agent,
     handle::{self, Handle},
@@ -29,7 +26,7 @@ use crate::{
     metrics::Metrics,
     rate::Rate,
     status::{Addresses, Sources, StatusPage},
-    store::{Note, Store, StoreConfig},
+    store::{Store, StoreConfig},
     upstream::{Upstream, UpstreamConfig, UpstreamError, trust::TrustError},
 };
 
@@ -39,8 +36,6 @@ pub const ADDRESSES_FILE: &str = "addresses.json";
 pub const FIRST_CONTACT_MAX: Duration = Duration::from_secs(30);
 /// Pause between attempts to reach the seeder at the start, and to join.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Longest pause between attempts to renew the membership.
-const RENEW_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Pause between two spot checks: a store of a thousand blobs is gone over in a week, for a CPU second or so each.
 const SPOT_CHECK_PAUSE: Duration = Duration::from_secs(600);
 /// How long shutdown may take before it is cut short.
@@ -96,8 +91,9 @@ impl Agent {
             identity: identity.clone(),
             store: store.clone(),
         };
-        let joined = renewal.first(resumed).await;
+        let joined = renewal.first(resumed).await?;
         tasks.spawn(renewal.run(joined, stop_front.clone()));
+        tasks.spawn(renewal::revocations(upstream.clone(), stop_front.clone()));
         let parts = Parts {
             config: config.clone(),
             identity: identity.clone(),
@@ -266,7 +262,11 @@ async fn open_store(config: &Config) -> Result<Store> {
 
 /// The seeder's client. A seeder that does not answer is waited for at the first start only: later ones go on without.
 async fn contact(config: &Config, store: &Store) -> Result<Upstream> {
-    let upstream = UpstreamConfig { seeder: config.seeder.clone(), insecure_open: config.insecure_open };
+    let upstream = UpstreamConfig {
+        seeder: config.seeder.clone(),
+        insecure_open: config.insecure_open,
+        token: config.join_token.clone(),
+    };
     let deadline = Instant::now() + FIRST_CONTACT_MAX;
     loop {
         match Upstream::connect(&upstream, store).await {
@@ -276,75 +276,6 @@ async fn contact(config: &Config, store: &Store) -> Result<Upstream> {
             }
             result => return Ok(result?),
         }
-    }
-}
-
-/// Takes up the membership that was kept; true if it still holds.
-async fn resume(upstream: &Upstream, identity: &Identity, store: &Store) -> bool {
-    let kept = store.note(Note::Membership).ok().flatten();
-    let envelope = kept.and_then(|bytes| codec::decode::<Envelope, ENVELOPE_LEN_MAX>(&bytes).ok());
-    match envelope {
-        Some(envelope) => upstream.resume(identity, envelope).await,
-        None => false,
-    }
-}
-
-/// Keeps the node a member.
-#[derive(Debug)]
-struct Renewal {
-    config: Arc<Config>,
-    upstream: Upstream,
-    identity: Identity,
-    store: Store,
-}
-
-impl Renewal {
-    /// The first attempt, before anything else starts: with it the loop has a membership from its first moment on, as a
-    /// rule. `resumed`: one from before still holds, so that nothing depends on it.
-    async fn first(&self, resumed: bool) -> bool {
-        match self.join().await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, resumed, "cannot join the fleet now; trying on");
-                false
-            }
-        }
-    }
-
-    async fn join(&self) -> Result<(), UpstreamError> {
-        let member = self.upstream.join(&self.identity, &self.config.labels).await?;
-        if let Err(error) = self.store.put_note(Note::Membership, &codec::encode(&member.envelope)) {
-            tracing::error!(%error, "the membership cannot be kept");
-        }
-        Ok(())
-    }
-
-    /// Renews at half of the membership's life; after a failure sooner and sooner apart.
-    async fn run(self, joined: bool, stop: CancellationToken) -> Result<()> {
-        let mut pause = if joined { self.half_life() } else { RETRY_PAUSE };
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
-            }
-            match self.join().await {
-                Ok(()) => pause = self.half_life(),
-                Err(error) => {
-                    pause = (pause * 2).clamp(RETRY_PAUSE, RENEW_PAUSE_MAX);
-                    tracing::warn!(%error, again_in_s = pause.as_secs(), "the membership cannot be renewed now");
-                }
-            }
-        }
-    }
-
-    fn half_life(&self) -> Duration {
-        let member = self.upstream.member();
-        let life = member
-            .borrow()
-            .as_ref()
-            .map(|member| member.membership.not_after.saturating_sub(member.membership.not_before));
-        // A clock that is off must not turn this into a storm of requests.
-        Duration::from_secs(life.unwrap_or(0) / 2).max(RENEW_PAUSE_MAX)
     }
 }
 
@@ -396,5 +327,6 @@ fn write_addresses(dir: &Path, addresses: &Addresses) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
+mod renewal;
 #[cfg(test)]
 mod tests;

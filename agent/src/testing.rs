@@ -24,8 +24,8 @@ use shoal_proto::{
     name::{Reference, Repository},
     oci::{ErrorCode, Route},
     signed::{
-        Capability, Covered, DiscoveryKey, KeySet, Labels, Membership, NodeId, Purpose, Statement, Subject, TagRecord,
-        Version,
+        Capability, Covered, DiscoveryKey, KeySet, Labels, Membership, NodeId, Purpose, RevocationList, Statement,
+        Subject, TagRecord, Version,
     },
     tree::{BlobHasher, PieceHashes},
 };
@@ -159,7 +159,7 @@ impl FakeSeeder {
 
     pub(crate) fn key_set(&self) -> Envelope {
         let public = self.key.verifying_key().to_bytes();
-        let purposes = [Purpose::Statement, Purpose::Member, Purpose::Capability, Purpose::Tag];
+        let purposes = [Purpose::Statement, Purpose::Member, Purpose::Capability, Purpose::Tag, Purpose::Revocation];
         let keys = KeySet {
             version: Version { epoch: 0, counter: 1 },
             keys: purposes.into_iter().map(|purpose| (purpose, public)).collect(),
@@ -278,7 +278,8 @@ impl FakeSeeder {
             | Route::Uploads(_)
             | Route::Upload(..)
             | Route::Referrers(..)
-            | Route::Extensions => Err(unknown(ErrorCode::Unsupported)),
+            | Route::Extensions
+            | Route::Revocations => Err(unknown(ErrorCode::Unsupported)),
         }
     }
 
@@ -286,10 +287,30 @@ impl FakeSeeder {
         encoded(&Joined { membership: self.membership(join.node, &join.labels), revocations: None })
     }
 
+    /// The serial of a node's memberships.
+    pub(crate) fn serial(node: &NodeId) -> u64 {
+        u64::from_le_bytes(node.0[..8].try_into().unwrap())
+    }
+
+    /// A signed revocation list.
+    pub(crate) fn revocations(&self, counter: u64, nodes: &[NodeId]) -> Envelope {
+        let mut serials: Vec<u64> = nodes.iter().map(Self::serial).collect();
+        serials.sort_unstable();
+        Envelope::sign(&RevocationList { version: Version { epoch: 0, counter }, serials }, &self.key)
+    }
+
+    /// The key set at a later version.
+    pub(crate) fn key_set_at(&self, counter: u64) -> Envelope {
+        let mut keys = self.key_set().open::<KeySet>(&self.root.verifying_key()).unwrap();
+        keys.version.counter = counter;
+        Envelope::sign(&keys, &self.root)
+    }
+
     pub(crate) fn membership(&self, node: NodeId, labels: &Labels) -> Envelope {
         let now = crate::http::tests_now();
         let labels = labels.clone();
-        let membership = Membership { node, labels, not_before: now - 60, not_after: now + 3600, serial: 1 };
+        let serial = Self::serial(&node);
+        let membership = Membership { node, labels, not_before: now - 60, not_after: now + 3600, serial };
         Envelope::sign(&membership, &self.key)
     }
 

@@ -35,9 +35,11 @@ use shoal_proto::{
     codec,
     envelope::{ENVELOPE_LEN_MAX, Envelope, EnvelopeError, Payload},
     layout::Layout,
+    member::CALLER_HEADER,
     message::PeerInfo,
     name::{Reference, Repository},
     signed::Statement,
+    token::JoinToken,
     tree::PieceHashes,
 };
 use tokio::sync::watch;
@@ -106,6 +108,8 @@ pub struct UpstreamConfig {
     pub seeder: Uri,
     /// Whether to pin the seeder's key at the first contact, without a join token.
     pub insecure_open: bool,
+    /// By which the node joins, and whose root key the seeder must show.
+    pub token: Option<JoinToken>,
 }
 
 /// The client of the seeder. Clones share connections, keys and membership.
@@ -113,6 +117,7 @@ pub struct UpstreamConfig {
 pub struct Upstream {
     client: Client,
     trust: Arc<Trust>,
+    token: Option<Arc<JoinToken>>,
     me: Arc<RwLock<Option<PeerInfo>>>,
     member: Arc<watch::Sender<Option<Arc<Member>>>>,
 }
@@ -135,6 +140,7 @@ impl Upstream {
         Self {
             client: Client::new(&config.seeder),
             trust: Arc::new(trust),
+            token: config.token.clone().map(Arc::new),
             me: Arc::default(),
             member: Arc::new(watch::Sender::new(None)),
         }
@@ -155,6 +161,17 @@ impl Upstream {
     /// How other nodes reach this one: shown at every pull from now on.
     pub fn set_self(&self, me: PeerInfo) {
         *self.me.write().unwrap_or_else(PoisonError::into_inner) = Some(me);
+    }
+
+    /// A request in which this node says who it is, if it is a member yet.
+    fn call(&self, path: &str, credentials: &Credentials, body: Bytes) -> Request<Bytes> {
+        let caller = self.member.borrow().as_ref().map(|member| member.caller(self.trust.root(), path, &body));
+        let mut request = self.client.request_with(Method::POST, path, credentials, body);
+        if let Some(caller) = caller {
+            let value = HeaderValue::from_str(&caller.to_header()).expect("base64 is ASCII");
+            request.headers_mut().insert(CALLER_HEADER, value);
+        }
+        request
     }
 
     /// Who the seeder is, asked anew.

@@ -6,12 +6,16 @@
 //! | `GET /v2/_shoal/info` | – → [`Info`] |
 //! | `POST /v2/_shoal/join` | [`Join`] → [`Joined`] |
 //! | `POST /v2/_shoal/members` | [`Meet`] → [`Met`] |
+//! | `GET /v2/_shoal/revocations` | – → [`Revocations`] |
 //! | `POST /v2/<name>/_shoal/pull/<reference>` | [`Pull`] → [`Pulled`] |
 //! | `GET /v2/<name>/_shoal/statement/<digest>` | – → [`Envelope`] |
 //! | `GET /v2/<name>/_shoal/hashes/<digest>` | – → the piece hashes, 32 bytes each |
 //! | `POST /v2/<name>/_shoal/pieces/<digest>` | [`PiecesWanted`] → `length (u32 LE) ‖` [`PiecesGiven`] `‖` the pieces' bytes in the order given |
 //!
-//! Errors are the OCI JSON errors of [`crate::oci`]. A client's own `Authorization` goes along on all of them.
+//! Errors are the OCI JSON errors of [`crate::oci`]. A client's own `Authorization` goes along on all of them. A member says
+//! who it is in the header [`CALLER_HEADER`](crate::member::CALLER_HEADER), signed for the very request.
+
+use std::fmt;
 
 use bincode::{Decode, Encode};
 
@@ -45,6 +49,25 @@ pub struct Info {
     pub open: bool,
 }
 
+/// Names a token at the seeder. Says nothing of its secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct TokenId(pub [u8; 16]);
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// A token as a join shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct TokenShown {
+    /// Which.
+    pub id: TokenId,
+    /// BLAKE3, keyed with what the token's secret gives, over [`join_bytes`].
+    pub mac: [u8; 32],
+}
+
 /// A node asks for membership, or for its renewal.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Join {
@@ -54,8 +77,8 @@ pub struct Join {
     pub time: UnixSeconds,
     /// The labels that it would like; only an open seeder gives them.
     pub labels: Labels,
-    /// The join token, or none in open mode and for a renewal.
-    pub token: Option<String>,
+    /// The join token, or none in open mode and for a renewal. Counted when the node joins by it for the first time.
+    pub token: Option<TokenShown>,
     /// The node key's Ed25519 signature over [`join_bytes`].
     pub signature: [u8; 64],
 }
@@ -78,8 +101,6 @@ pub struct Joined {
 /// A node starts to pull a reference: it asks for all that it needs, and tells where it can be found.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Pull {
-    /// The member's membership.
-    pub membership: Option<Envelope>,
     /// How others reach it. Addresses other than the request's own source count only where the seeder allows them; a
     /// port of 0 or an unspecified address means the source address.
     pub me: PeerInfo,
@@ -89,10 +110,17 @@ pub struct Pull {
 /// reach nobody else.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Meet {
-    /// The member's membership.
-    pub membership: Option<Envelope>,
     /// As in [`Pull::me`].
     pub me: PeerInfo,
+}
+
+/// Which memberships no longer hold. Members pass the list on; each asks the seeder only now and then.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Revocations {
+    /// The newest signed list; none if nobody was ever revoked.
+    pub list: Option<Envelope>,
+    /// Ask again after so many seconds: the more members, the longer, so that all together ask at a steady rate.
+    pub again_in_s: u32,
 }
 
 /// The answer to [`Meet`].
@@ -137,13 +165,10 @@ pub struct Discovery {
     pub region: DiscoveryKey,
 }
 
-/// A node says which pieces it wants and cannot find; the seeder picks among them.
+/// A member says which pieces it wants and cannot find; the seeder picks among them, those least sent to the region of
+/// its membership first.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PiecesWanted {
-    /// Who asks.
-    pub node: NodeId,
-    /// Where it stands: pieces least sent to that region go first.
-    pub labels: Labels,
     /// The pieces it would take ([`HaveSet::to_bytes`](crate::have::HaveSet::to_bytes)).
     pub want: Vec<u8>,
     /// The piece that a client reads next: it goes first if it was sent no more often than others.

@@ -16,11 +16,14 @@ pub mod digest;
 pub mod envelope;
 pub mod have;
 pub mod layout;
+pub mod member;
 pub mod message;
 pub mod name;
 pub mod oci;
 pub mod range;
 pub mod signed;
+#[cfg(feature = "hash")]
+pub mod token;
 #[cfg(feature = "hash")]
 pub mod tree;
 

@@ -37,6 +37,8 @@ pub enum Route {
     Join,
     /// `/v2/_shoal/members`.
     Members,
+    /// `/v2/_shoal/revocations`.
+    Revocations,
     /// `/v2/<name>/_shoal/pull/<reference>`.
     Pull(Repository, Reference),
     /// `/v2/<name>/_shoal/statement/<digest>`.
@@ -128,6 +130,7 @@ impl Route {
             "_shoal/info" => return Ok(Self::Info),
             "_shoal/join" => return Ok(Self::Join),
             "_shoal/members" => return Ok(Self::Members),
+            "_shoal/revocations" => return Ok(Self::Revocations),
             _ => {}
         }
         let (before, last) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
@@ -180,7 +183,13 @@ impl Route {
             | Self::Statement(name, _)
             | Self::Hashes(name, _)
             | Self::Pieces(name, _) => Some(name),
-            Self::Root | Self::Catalog | Self::Extensions | Self::Info | Self::Join | Self::Members => None,
+            Self::Root
+            | Self::Catalog
+            | Self::Extensions
+            | Self::Info
+            | Self::Join
+            | Self::Members
+            | Self::Revocations => None,
         }
     }
 }

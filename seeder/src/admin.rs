@@ -20,10 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     keys::Fleet,
+    members::{Members, order::Order},
     metrics::{Metrics, Payload},
     store::{Collected, Counts, Store, StoreError},
 };
 
+/// What an order about tokens and members begins with; JSON follows.
+const FLEET: &str = "fleet ";
 /// Longest command in bytes.
 const LINE_MAX: u64 = 4096;
 /// Administrators at once.
@@ -78,7 +81,7 @@ pub enum AskError {
 pub(crate) struct Admin {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) members: Arc<Members>,
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) started: Instant,
 }
@@ -146,14 +149,21 @@ impl Admin {
                 Ok(found) => serde_json::json!({ "ok": found }),
                 Err(error) => serde_json::json!({ "error": error.to_string() }),
             },
-            other => serde_json::json!({ "error": format!("unknown command {other:?}") }),
+            other => match other.strip_prefix(FLEET).map(serde_json::from_str::<Order>) {
+                Some(Ok(order)) => match self.members.execute(order).await {
+                    Ok(done) => serde_json::json!({ "ok": done }),
+                    Err(error) => serde_json::json!({ "error": error.to_string() }),
+                },
+                Some(Err(error)) => serde_json::json!({ "error": error.to_string() }),
+                None => serde_json::json!({ "error": format!("unknown command {other:?}") }),
+            },
         };
         write.write_all(format!("{answer}\n").as_bytes()).await
     }
 
     async fn report(&self) -> Result<Report, StoreError> {
         let kinds = [Payload::Blob, Payload::Pieces, Payload::Manifest];
-        let mut report = report(&self.store.counts().await?, &self.fleet);
+        let mut report = report(&self.store.counts().await?, self.members.fleet());
         report.running = true;
         report.listen.clone_from(&self.listen);
         report.uptime_s = self.started.elapsed().as_secs();
@@ -229,6 +239,16 @@ pub async fn collect(dir: &Path) -> Result<Collected, AskError> {
 /// None runs, or it does not answer.
 pub async fn scrub_running(dir: &Path) -> Result<Scrub, AskError> {
     command(dir, "scrub", LONG_PATIENCE).await
+}
+
+/// Has the seeder that serves `dir` carry out an order about tokens and members.
+///
+/// # Errors
+/// None runs, it does not answer, or the order cannot be carried out.
+pub async fn execute(dir: &Path, order: &Order) -> Result<serde_json::Value, AskError> {
+    let order = serde_json::to_string(order)
+        .map_err(|error| AskError::Failed { path: socket_path(dir), error: io::Error::other(error) })?;
+    command(dir, &format!("{FLEET}{order}"), PATIENCE).await
 }
 
 async fn command<T: DeserializeOwned>(dir: &Path, command: &str, patience: Duration) -> Result<T, AskError> {

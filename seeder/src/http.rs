@@ -23,6 +23,7 @@ use crate::{
     access::{Access, Action},
     events::Events,
     keys::Fleet,
+    members::Members,
     metrics::{Metrics, Payload},
     pieces::Ledger,
     slots::Slots,
@@ -32,6 +33,7 @@ use crate::{
 
 mod blobs;
 mod manifests;
+mod members;
 mod query;
 mod tags;
 mod uploads;
@@ -50,7 +52,7 @@ const BUSY_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) members: Arc<Members>,
     pub(crate) access: Access,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) addresses: AddressRule,
@@ -72,6 +74,7 @@ impl std::fmt::Debug for dyn Store {
 pub(crate) struct Registry {
     store: Arc<dyn Store>,
     fleet: Arc<Fleet>,
+    members: Arc<Members>,
     access: Access,
     events: Events,
     metrics: Arc<Metrics>,
@@ -89,6 +92,7 @@ pub(crate) struct Registry {
 #[derive(Debug)]
 struct Asked {
     method: Method,
+    path: String,
     headers: HeaderMap,
     query: Query,
     peer: Peer,
@@ -120,10 +124,11 @@ type Answer = Result<Reply, ApiError>;
 
 impl Registry {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, fleet, access, metrics, addresses, transfers_max, piece_slots } = parts;
+        let Parts { store, members, access, metrics, addresses, transfers_max, piece_slots } = parts;
         Self {
             store,
-            fleet,
+            fleet: Arc::clone(members.fleet()),
+            members,
             access,
             events: Events::new(Arc::clone(&metrics)),
             metrics,
@@ -189,10 +194,11 @@ impl Registry {
             (Route::Info, _) => Ok(self.info()),
             (Route::Join, _) => self.join(body).await,
             (Route::Members, _) => self.meet(&asked, body).await,
+            (Route::Revocations, _) => Ok(self.revocations()),
             (Route::Pull(name, reference), _) => self.pull(&name, &reference, &asked, body).await,
             (Route::Statement(name, digest), _) => self.statement(&name, digest).await,
             (Route::Hashes(name, digest), _) => self.hashes(&name, digest).await,
-            (Route::Pieces(name, digest), _) => self.pieces(&name, digest, body).await,
+            (Route::Pieces(name, digest), _) => self.pieces(&name, digest, &asked, body).await,
         }
     }
 }
@@ -203,7 +209,7 @@ fn action(route: &Route, method: &Method) -> Option<Action> {
     let post = *method == Method::POST;
     let delete = *method == Method::DELETE;
     match route {
-        Route::Root | Route::Extensions | Route::Info => get.then_some(Action::Greet),
+        Route::Root | Route::Extensions | Route::Info | Route::Revocations => get.then_some(Action::Greet),
         Route::Catalog => get.then_some(Action::Catalog),
         Route::Tags(_) | Route::Referrers(..) | Route::Statement(..) | Route::Hashes(..) => get.then_some(Action::Pull),
         Route::Pull(..) | Route::Pieces(..) => post.then_some(Action::Pull),
@@ -231,6 +237,7 @@ const fn label(route: &Route) -> &'static str {
         Route::Info => "info",
         Route::Join => "join",
         Route::Members => "members",
+        Route::Revocations => "revocations",
         Route::Pull(..) => "pull",
         Route::Statement(..) => "statement",
         Route::Hashes(..) => "hashes",
@@ -246,6 +253,7 @@ const fn allowed(route: &Route) -> &'static str {
         | Route::Referrers(..)
         | Route::Extensions
         | Route::Info
+        | Route::Revocations
         | Route::Statement(..)
         | Route::Hashes(..) => "GET, HEAD",
         Route::Manifest(..) => "GET, HEAD, PUT, DELETE",
@@ -282,7 +290,8 @@ impl Service for Registry {
 }
 
 fn asked(method: Method, headers: HeaderMap, uri: &Uri, peer: Peer) -> Asked {
-    Asked { method, headers, query: Query::read(uri.query().unwrap_or_default()), peer }
+    let query = Query::read(uri.query().unwrap_or_default());
+    Asked { method, path: uri.path().to_owned(), headers, query, peer }
 }
 
 /// Few words for the metrics, whatever clients send.

@@ -16,6 +16,7 @@ use ed25519_dalek::SigningKey;
 use shoal_proto::{
     Digest, codec,
     envelope::{Envelope, Payload},
+    member::CLOCK_SKEW_MAX_S,
     name::{Reference, Repository},
     signed::{DiscoveryKey, KeySet, Label, Purpose, UnixSeconds, Version},
 };
@@ -185,11 +186,11 @@ impl Fleet {
     }
 }
 
-/// How long what is signed for a time holds, from a minute ago (clocks differ) to `seconds` from now.
+/// How long what is signed for a time holds, from a while ago (clocks differ) to `seconds` from now.
 #[must_use]
 pub fn valid_for(seconds: u64) -> (UnixSeconds, UnixSeconds) {
     let now = unix_seconds();
-    (now.saturating_sub(60), now + seconds)
+    (now.saturating_sub(CLOCK_SKEW_MAX_S), now + seconds)
 }
 
 fn random() -> Result<[u8; 32], KeysError> {

@@ -23,6 +23,7 @@ mod hash;
 mod http;
 pub mod keys;
 pub mod manifest;
+pub mod members;
 pub mod metrics;
 pub mod pieces;
 mod seeder;

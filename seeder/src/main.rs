@@ -1,5 +1,7 @@
 //! `shoal-seeder`: parses, starts, waits, exits.
 
+mod fleet_cli;
+
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
@@ -36,6 +38,12 @@ enum Command {
     Gc(Common),
     /// Hash all that is stored once more; exit 1 if something is damaged.
     Scrub(Common),
+    /// Tokens by which nodes join the fleet.
+    #[command(subcommand)]
+    JoinToken(fleet_cli::TokenCommand),
+    /// The fleet's members.
+    #[command(subcommand)]
+    Member(fleet_cli::MemberCommand),
 }
 
 #[derive(Debug, Args)]
@@ -140,6 +148,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             anyhow::ensure!(found.damaged.is_empty(), "{} blobs are damaged; push them again", found.damaged.len());
             Ok(())
         }
+        Command::JoinToken(command) => runtime.block_on(fleet_cli::tokens(command)),
+        Command::Member(command) => runtime.block_on(fleet_cli::members(command)),
         Command::Status(args) => {
             let config = config(&args.common, |_| {})?;
             let report = runtime.block_on(status(&config))?;

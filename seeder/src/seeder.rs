@@ -24,6 +24,7 @@ use crate::{
     config::{Config, ConfigError},
     http::{Parts, Registry},
     keys::{Fleet, KeysError},
+    members::{Members, OrderError, order::Order},
     metrics::Metrics,
     status::Status,
     store::{
@@ -59,6 +60,9 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// An order cannot be carried out.
+    #[error(transparent)]
+    Order(#[from] OrderError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -75,7 +79,8 @@ impl Seeder {
     /// A bad configuration, a data directory that cannot be used or is in use, a port that is taken.
     pub async fn start(config: Config) -> Result<Running, StartError> {
         config.check()?;
-        let (store, fleet) = open(&config).await?;
+        let (store, members) = open(&config).await?;
+        let fleet = Arc::clone(members.fleet());
         let metrics = Arc::new(Metrics::new());
         let (listeners, listen) = bind_all(&config.listen).await?;
         let (status_listener, status) = bind(config.status).await?;
@@ -87,7 +92,7 @@ impl Seeder {
         let ready = Arc::new(AtomicBool::new(true));
         let registry = Arc::new(Registry::new(Parts {
             store: Arc::clone(&store),
-            fleet: Arc::clone(&fleet),
+            members: Arc::clone(&members),
             access: Access::new(config.insecure_open),
             metrics: Arc::clone(&metrics),
             addresses: AddressRule { ranges: config.ranges()? },
@@ -110,7 +115,7 @@ impl Seeder {
         let admin = Arc::new(Admin {
             store: Arc::clone(&store),
             metrics: Arc::clone(&metrics),
-            fleet: Arc::clone(&fleet),
+            members: Arc::clone(&members),
             listen: listen.clone(),
             started: Instant::now(),
         });
@@ -133,6 +138,7 @@ impl Seeder {
             listen,
             metrics,
             fleet,
+            members,
             store,
             ready,
             stop,
@@ -147,10 +153,21 @@ impl Seeder {
     /// # Errors
     /// The store cannot be opened or read.
     pub async fn scrub(config: &Config) -> Result<admin::Scrub, StartError> {
-        let (store, _fleet) = open(config).await?;
+        let (store, _members) = open(config).await?;
         let found = admin::scrub(&*store).await?;
         store.close().await;
         Ok(found)
+    }
+
+    /// Carries out an order about tokens and members when no seeder serves the store of `config`.
+    ///
+    /// # Errors
+    /// The store cannot be opened, or the order not carried out.
+    pub async fn execute(config: &Config, order: Order) -> Result<serde_json::Value, StartError> {
+        let (store, members) = open(config).await?;
+        let done = members.execute(order).await?;
+        store.close().await;
+        Ok(done)
     }
 
     /// How the store of `config` is when no seeder serves it.
@@ -158,21 +175,22 @@ impl Seeder {
     /// # Errors
     /// The store cannot be opened.
     pub async fn inspect(config: &Config) -> Result<Report, StartError> {
-        let (store, fleet) = open(config).await?;
-        let report = admin::report(&store.counts().await?, &fleet);
+        let (store, members) = open(config).await?;
+        let report = admin::report(&store.counts().await?, members.fleet());
         store.close().await;
         Ok(report)
     }
 }
 
-async fn open(config: &Config) -> Result<(Arc<dyn Store>, Arc<Fleet>), StartError> {
+async fn open(config: &Config) -> Result<(Arc<dyn Store>, Arc<Members>), StartError> {
     let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
     let times = Times { grace_ms: config.gc.grace_ms, deadline_ms: config.gc.deadline_ms };
     let opened = tokio::task::spawn_blocking(move || Local::open_with(&dir, free, times)).await;
     let store: Arc<dyn Store> = Arc::new(opened.map_err(StoreError::failed("open"))??);
     store.expire_uploads(config.limits.upload_idle_s).await?;
     let fleet = Arc::new(Fleet::load(&config.data_dir, &*store).await?);
-    Ok((store, fleet))
+    let members = Arc::new(Members::load(Arc::clone(&store), fleet).await?);
+    Ok((store, members))
 }
 
 async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -208,7 +226,7 @@ fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &
     if config.insecure_open {
         tracing::warn!("this seeder is OPEN: whoever reaches its port may push, pull, delete and join");
     } else {
-        tracing::warn!("whoever can reach the port from this machine may push, pull and delete; nodes may not join");
+        tracing::warn!("whoever can reach the port from this machine may push, pull and delete; nodes join by token");
     }
 }
 
@@ -262,6 +280,8 @@ pub struct Running {
     pub metrics: Arc<Metrics>,
     /// Its keys.
     pub fleet: Arc<Fleet>,
+    /// Its members.
+    pub members: Arc<Members>,
     store: Arc<dyn Store>,
     ready: Arc<AtomicBool>,
     stop: CancellationToken,

@@ -254,6 +254,20 @@ pub struct Collected {
     pub waiting: usize,
 }
 
+/// A record of the fleet: its key and its value.
+pub type FleetRecord = (Vec<u8>, Vec<u8>);
+
+/// A change of a record of the fleet, if it still is as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swap {
+    /// Which.
+    pub key: Vec<u8>,
+    /// What it must be; none: absent.
+    pub old: Option<Vec<u8>>,
+    /// What it becomes; none: it is deleted.
+    pub new: Option<Vec<u8>>,
+}
+
 /// What was found when stored content was hashed again.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scrubbed {
@@ -354,6 +368,12 @@ pub trait Store: Send + Sync + 'static {
     fn secrets(&self) -> Op<'_, Option<Vec<u8>>>;
     /// Keeps the fleet's secrets.
     fn put_secrets(&self, secrets: Vec<u8>) -> Op<'_, ()>;
+    /// A record of the fleet: a join token, a member, the revocations.
+    fn fleet_record(&self, key: Vec<u8>) -> Op<'_, Option<Vec<u8>>>;
+    /// Makes all changes durably if every record is as its change expects; false, and no change, otherwise.
+    fn swap_fleet_records(&self, swaps: Vec<Swap>) -> Op<'_, bool>;
+    /// Up to `n` records of the fleet whose keys begin with `prefix`, in order, after the key `after`.
+    fn fleet_records(&self, prefix: Vec<u8>, after: Option<Vec<u8>>, n: usize) -> Op<'_, Page<FleetRecord>>;
     /// Deletes what nobody can reach any more and what nobody has relied on for long, while serving: one pass.
     fn collect(&self) -> Op<'_, Collected>;
     /// Hashes some of the stored content again, after `after` in an order of the store's own.

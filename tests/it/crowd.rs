@@ -14,7 +14,6 @@ use shoal_proto::{
     codec,
     have::HaveSet,
     layout::Layout,
-    signed::{Labels, NodeId},
 };
 use shoal_tests::{
     cluster::{Cluster, Daemon},
@@ -140,8 +139,6 @@ async fn a_member_that_claims_that_every_source_failed_draws_no_more_than_twice(
     let before = sent(&cluster).await?;
     let layout = Layout::new(size)?;
     let wanted = PiecesWanted {
-        node: NodeId([7; 32]),
-        labels: Labels::default(),
         want: HaveSet::full(&layout).to_bytes(),
         urgent: None,
         max: api::PIECES_GIVEN_MAX,

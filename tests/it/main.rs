@@ -1,4 +1,5 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
+mod attack_membership;
 mod bad_input;
 mod cli;
 mod clients;

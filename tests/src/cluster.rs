@@ -13,12 +13,19 @@ use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use serde::Deserialize;
 
-use crate::{http::Client, metrics::Metrics, process::Process, wait};
+use crate::{
+    http::Client,
+    metrics::Metrics,
+    process::{self, Process},
+    wait,
+};
 
 pub use binaries::Binaries;
 
 /// How long a process may take until it is ready: on a loaded machine starting eight at once takes seconds.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long an administrator's command may take on a loaded machine.
+const ORDER_TIME_MAX: Duration = Duration::from_secs(30);
 /// Where a process writes the addresses that it has bound, in its data directory.
 const ADDRESSES: &str = "addresses.json";
 /// Lets the kernel choose.
@@ -42,8 +49,13 @@ pub struct Addresses {
 /// What a process is.
 #[derive(Debug, Clone)]
 enum Role {
-    Seeder,
-    Agent { seeder: String },
+    /// `open`: anybody may join.
+    Seeder {
+        open: bool,
+    },
+    Agent {
+        seeder: String,
+    },
 }
 
 /// A seeder or an agent.
@@ -64,10 +76,18 @@ impl Daemon {
     /// # Errors
     /// It ends, or is not ready in time.
     pub async fn seeder(binaries: &Binaries, directory: &Path, extra: &[&str]) -> Result<Self> {
-        Self::start("seeder", Role::Seeder, &binaries.seeder, directory, extra).await
+        Self::start("seeder", Role::Seeder { open: true }, &binaries.seeder, directory, extra).await
     }
 
-    /// Starts an agent of the seeder at `seeder` and waits until it is ready.
+    /// The same, but nodes join by token alone.
+    ///
+    /// # Errors
+    /// It ends, or is not ready in time.
+    pub async fn closed_seeder(binaries: &Binaries, directory: &Path, extra: &[&str]) -> Result<Self> {
+        Self::start("seeder", Role::Seeder { open: false }, &binaries.seeder, directory, extra).await
+    }
+
+    /// Starts an agent of the seeder at `seeder` and waits until it is ready. It is open unless it is given a join token.
     ///
     /// # Errors
     /// It ends, or is not ready in time.
@@ -108,7 +128,7 @@ impl Daemon {
         flag("--status", status.to_string());
         flag("--data-dir", self.data_dir().display().to_string());
         let command = match &self.role {
-            Role::Seeder => "serve",
+            Role::Seeder { .. } => "serve",
             Role::Agent { seeder } => {
                 flag("--seeder", seeder.clone());
                 flag("--libp2p-listen", libp2p.unwrap_or_else(any).to_string());
@@ -120,7 +140,13 @@ impl Daemon {
             }
         };
         arguments.insert(0, command.to_owned());
-        arguments.push("--insecure-open".to_owned());
+        let open = match self.role {
+            Role::Seeder { open } => open,
+            Role::Agent { .. } => !self.extra.iter().any(|argument| argument.starts_with("--join-token")),
+        };
+        if open {
+            arguments.push("--insecure-open".to_owned());
+        }
         arguments.extend(self.extra.iter().cloned());
         arguments
     }
@@ -292,6 +318,44 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Starts a seeder that admits by token alone, then agents that join by one token with these labels.
+    ///
+    /// # Errors
+    /// One of them does not become ready.
+    pub async fn members(agents: usize, labels: &str) -> Result<Self> {
+        let binaries = Binaries::find()?;
+        let directory = scratch()?;
+        let seeder = Daemon::closed_seeder(&binaries, directory.path(), &[]).await?;
+        let mut cluster = Self { seeder, agents: Vec::new(), finished: false, directory };
+        let token = cluster.token(agents.max(1), labels).await?;
+        let extra = ["--join-token-file", token.as_str()];
+        let names: Vec<String> = (1..=agents).map(|n| format!("agent{n}")).collect();
+        cluster.agents = try_join_all(names.iter().map(|name| cluster.another(name, &extra))).await?;
+        Ok(cluster)
+    }
+
+    /// Has the seeder make a join token; gives the file that holds it.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn token(&self, uses: usize, labels: &str) -> Result<String> {
+        let uses = uses.to_string();
+        let token = self.order(&["join-token", "create", "--uses", &uses, "--labels", labels]).await?;
+        let file = self.path().join(format!("token-{}", &token.trim()[token.trim().len() - 8..]));
+        std::fs::write(&file, token).with_context(|| format!("write {}", file.display()))?;
+        Ok(file.display().to_string())
+    }
+
+    /// What the seeder's administrator is answered to a command.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn order(&self, command: &[&str]) -> Result<String> {
+        let (program, data) = (self.seeder.program.display().to_string(), self.seeder.data_dir().display().to_string());
+        let arguments = command.iter().copied().chain(["--data-dir", &data]);
+        process::run(&program, arguments, &[], ORDER_TIME_MAX).await?.success(&command.join(" "))
+    }
+
     /// Starts one more agent of this seeder, in the same directory; the caller keeps it.
     ///
     /// # Errors
@@ -362,7 +426,7 @@ pub fn scratch() -> Result<tempfile::TempDir> {
 }
 
 fn tail_of(log: &Path) -> String {
-    crate::process::tail(log)
+    process::tail(log)
 }
 
 fn any() -> SocketAddr {

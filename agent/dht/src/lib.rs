@@ -8,12 +8,15 @@
 //! transport refuses to dial such an address, and we know it by its end. Addresses of a provider are known only while
 //! the query lives, so they are read in the very event that names the provider (`Worker::contact`).
 //!
+//! **Members only.** Nobody speaks any of this before its membership was judged ([`gate`]).
+//!
 //! **Keys** are the 32 bytes that the seeder derives; records with other keys are refused. Values are never stored.
 //!
 //! **Traffic.** Kademlia's own republishing is off: it would announce every held blob in one burst. Here keys wait their
 //! turn, at most [`PROVIDES_MAX`] announcements at once, and are refreshed every [`REFRESH`], well within the records'
 //! [`RECORD_TTL`]. A record cannot be withdrawn: a node stops refreshing and answers "not held".
 
+pub mod gate;
 pub mod records;
 #[cfg(test)]
 mod tests;
@@ -22,6 +25,7 @@ mod worker;
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
+    sync::Arc,
     time::Duration,
 };
 
@@ -33,7 +37,7 @@ use shoal_proto::{
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::worker::Worker;
+use self::{gate::Gate, worker::Worker};
 
 /// Kademlia's protocol name: another network's nodes never enter the routing table.
 pub const KAD_PROTOCOL: &str = "/shoal/kad/1";
@@ -117,6 +121,7 @@ enum Command {
     Withdraw(Vec<DiscoveryKey>),
     Find(Vec<DiscoveryKey>),
     Know(NodeId, Vec<SocketAddr>),
+    Recheck,
 }
 
 /// The near end of the DHT. Its calls never wait: they are hints, and the policy repeats what matters.
@@ -134,12 +139,13 @@ impl Net {
     pub async fn start(
         secret: [u8; 32],
         config: &NetConfig,
+        gate: Arc<dyn Gate>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<(Self, mpsc::Receiver<NetEvent>), NetError> {
         let (events, queue) = mpsc::channel(EVENTS_MAX);
         let (commands, orders) = mpsc::channel(COMMANDS_MAX);
-        let mut worker = Worker::new(secret, config, events)?;
+        let mut worker = Worker::new(secret, config, gate, events)?;
         let listening = worker.listen().await?;
         tasks.spawn(async move {
             tokio::select! {
@@ -176,6 +182,11 @@ impl Net {
         if !addresses.is_empty() {
             self.command(Command::Know(node, addresses));
         }
+    }
+
+    /// Closes connections to nodes that may not stay: somebody was revoked.
+    pub fn recheck(&self) {
+        self.command(Command::Recheck);
     }
 
     fn command(&self, command: Command) {

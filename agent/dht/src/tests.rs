@@ -2,10 +2,62 @@
 
 use std::time::Duration;
 
+use std::sync::Mutex;
+
 use ed25519_dalek::SigningKey;
+use shoal_proto::{
+    envelope::Envelope,
+    member::{NotAdmitted, admit},
+    signed::Membership,
+};
 use tokio::time::timeout;
 
 use super::*;
+
+/// A fleet of which everybody is a member who shows a membership that its key has signed.
+#[derive(Debug)]
+struct TestGate {
+    shown: Option<Envelope>,
+    refused: Mutex<Vec<&'static str>>,
+    revoked: Mutex<Option<u64>>,
+    serials: Mutex<Vec<(NodeId, u64)>>,
+}
+
+fn fleet_key() -> SigningKey {
+    SigningKey::from_bytes(&[200; 32])
+}
+
+fn membership(n: u8) -> Membership {
+    Membership { node: node(n), labels: Labels::default(), not_before: 0, not_after: 1000, serial: u64::from(n) }
+}
+
+fn gate(shown: Option<Envelope>) -> Arc<TestGate> {
+    Arc::new(TestGate { shown, refused: Mutex::default(), revoked: Mutex::default(), serials: Mutex::default() })
+}
+
+impl Gate for TestGate {
+    fn membership(&self) -> Option<Envelope> {
+        self.shown.clone()
+    }
+
+    fn admit(&self, node: &NodeId, membership: Option<&Envelope>) -> Result<(), NotAdmitted> {
+        let revoked = *self.revoked.lock().unwrap();
+        let admitted = admit(membership, node, &fleet_key().verifying_key(), |serial| Some(serial) == revoked, 500);
+        match admitted {
+            Ok(membership) => self.serials.lock().unwrap().push((*node, membership.serial)),
+            Err(reason) => {
+                self.refused.lock().unwrap().push(reason.as_str());
+                return Err(reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn may_stay(&self, node: &NodeId) -> bool {
+        let revoked = *self.revoked.lock().unwrap();
+        !self.serials.lock().unwrap().iter().any(|(known, serial)| known == node && Some(*serial) == revoked)
+    }
+}
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -14,6 +66,7 @@ struct Host {
     events: mpsc::Receiver<NetEvent>,
     node: NodeId,
     peer: SocketAddr,
+    gate: Arc<TestGate>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -23,11 +76,17 @@ fn node(n: u8) -> NodeId {
 
 impl Host {
     async fn new(n: u8) -> Self {
+        Self::showing(n, Some(Envelope::sign(&membership(n), &fleet_key()))).await
+    }
+
+    async fn showing(n: u8, shown: Option<Envelope>) -> Self {
+        let gate = gate(shown);
         let peer = SocketAddr::from(([127, 0, 0, 1], 40_000 + u16::from(n)));
         let config = NetConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], advertise: vec![], peer: vec![peer] };
         let stop = CancellationToken::new();
-        let (net, events) = Net::start([n; 32], &config, &TaskTracker::new(), stop.clone()).await.unwrap();
-        Self { net, events, node: node(n), peer, _stop: stop.drop_guard() }
+        let (net, events) =
+            Net::start([n; 32], &config, gate.clone(), &TaskTracker::new(), stop.clone()).await.unwrap();
+        Self { net, events, node: node(n), peer, gate, _stop: stop.drop_guard() }
     }
 
     fn knows(&self, other: &Self) {
@@ -91,6 +150,67 @@ async fn a_port_that_is_taken_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let config = NetConfig { listen: vec![address], advertise: vec![], peer: vec![] };
-    let result = Net::start([1; 32], &config, &TaskTracker::new(), CancellationToken::new()).await;
+    let result = Net::start([1; 32], &config, gate(None), &TaskTracker::new(), CancellationToken::new()).await;
     assert!(matches!(result, Err(NetError::Listen { address: found, .. }) if found == address));
+}
+
+/// Waits until a gate has refused somebody, and says why.
+async fn refused(gate: &TestGate) -> &'static str {
+    let refused = async {
+        loop {
+            if let Some(reason) = gate.refused.lock().unwrap().pop() {
+                return reason;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, refused).await.expect("somebody is refused")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shows_no_good_membership_gets_no_further_than_the_handshake() {
+    let stranger_key = SigningKey::from_bytes(&[99; 32]);
+    let sign = |membership: &Membership| Some(Envelope::sign(membership, &fleet_key()));
+    let cases = [
+        (None, "no-membership"),
+        (Some(Envelope::sign(&membership(2), &stranger_key)), "foreign-membership"),
+        (sign(&membership(3)), "stolen-membership"),
+        (sign(&Membership { not_after: 499, ..membership(2) }), "membership-expired"),
+        (sign(&Membership { not_before: 501, ..membership(2) }), "membership-not-yet-valid"),
+        (sign(&Membership { serial: 666, ..membership(2) }), "membership-revoked"),
+    ];
+    for (shown, reason) in cases {
+        let (mut good, bad) = (Host::new(1).await, Host::showing(2, shown).await);
+        *good.gate.revoked.lock().unwrap() = Some(666);
+        bad.knows(&good);
+        // A look-up makes it dial.
+        bad.net.find(vec![[7; 32]]);
+        assert_eq!(refused(&good.gate).await, reason);
+        // Nothing but handshakes was spoken: the table, which identify fills, is as empty as before.
+        let mut tables = 0;
+        while tables < 4 {
+            match good.events.recv().await.expect("the host lives") {
+                NetEvent::Table(nodes) => {
+                    assert_eq!(nodes, 0, "{reason}");
+                    tables += 1;
+                }
+                other @ (NetEvent::Found { .. } | NetEvent::Done { .. }) => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_nodes_open_connection_is_closed() {
+    let (mut good, mut bad) = (Host::new(1).await, Host::new(2).await);
+    bad.knows(&good);
+    bad.net.find(vec![[7; 32]]);
+    good.table(1).await;
+    bad.table(1).await;
+    *good.gate.revoked.lock().unwrap() = Some(2);
+    good.net.recheck();
+    let emptied = async { while !matches!(good.events.recv().await, Some(NetEvent::Table(0))) {} };
+    timeout(SOON, emptied).await.expect("it leaves the table");
+    bad.net.find(vec![[8; 32]]);
+    assert_eq!(refused(&good.gate).await, "membership-revoked", "and does not come back");
 }

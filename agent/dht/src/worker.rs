@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -30,7 +31,10 @@ use tokio::{sync::mpsc, time::MissedTickBehavior};
 use super::{
     ANNOUNCED_MAX, CONNECTIONS_MAX, Command, Door, FINDS_MAX, FINDS_WAITING_MAX, IDLE_TIMEOUT, KAD_PROTOCOL, NetConfig,
     NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REFRESH, REPLICATION, contact,
-    door, libp2p_address, node_id, peer_address, peer_id, records::Records,
+    door,
+    gate::{Gate, Gated},
+    libp2p_address, node_id, peer_address, peer_id,
+    records::Records,
 };
 
 /// How often announcements that are due are looked for.
@@ -57,6 +61,7 @@ enum Query {
 
 pub(super) struct Worker {
     swarm: Swarm<Behaviour>,
+    gate: Arc<dyn Gate>,
     config: NetConfig,
     /// What each listener was asked to listen on, and its port once it has one.
     listeners: BTreeMap<SocketAddr, (ListenerId, Option<u16>)>,
@@ -72,12 +77,19 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(secret: [u8; 32], config: &NetConfig, events: mpsc::Sender<NetEvent>) -> Result<Self, NetError> {
+    pub(super) fn new(
+        secret: [u8; 32],
+        config: &NetConfig,
+        gate: Arc<dyn Gate>,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Result<Self, NetError> {
         let setup = |error: &dyn std::fmt::Display| NetError::Setup(error.to_string());
         let keys = Keypair::ed25519_from_bytes(secret).map_err(|error| setup(&error))?;
+        let guard = Arc::clone(&gate);
+        let security = move |keys: &Keypair| noise::Config::new(keys).map(|noise| Gated::new(noise, guard));
         let swarm = SwarmBuilder::with_existing_identity(keys)
             .with_tokio()
-            .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)
+            .with_tcp(tcp::Config::new().nodelay(true), security, yamux::Config::default)
             .map_err(|error| setup(&error))?
             .with_behaviour(behaviour)
             .map_err(|error| setup(&error))?
@@ -86,6 +98,7 @@ impl Worker {
         let now = Instant::now();
         let mut worker = Self {
             swarm,
+            gate,
             config: config.clone(),
             listeners: BTreeMap::new(),
             events,
@@ -195,6 +208,16 @@ impl Worker {
                 }
                 self.find_waiting();
             }
+            Command::Recheck => {
+                let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+                for peer in connected {
+                    if !node_id(&peer).is_some_and(|node| self.gate.may_stay(&node)) {
+                        self.swarm.behaviour_mut().kad.remove_peer(&peer);
+                        // Gone already, if that fails.
+                        let _ = self.swarm.disconnect_peer_id(peer);
+                    }
+                }
+            }
             Command::Know(node, addresses) => {
                 if let Some(peer) = peer_id(&node) {
                     for address in addresses.into_iter().take(TABLE_ADDRESSES_MAX) {
@@ -264,6 +287,9 @@ impl Worker {
                 if let Some(Door::Libp2p(at)) = door(&address) {
                     self.listening(listener_id, at);
                 }
+            }
+            SwarmEvent::IncomingConnectionError { error, .. } => {
+                tracing::debug!(%error, "a libp2p connection was not made")
             }
             SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "libp2p's listener failed"),
             _ => {}

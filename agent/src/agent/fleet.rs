@@ -1,31 +1,62 @@
-//! What greetings must know of the fleet, as the seeder's client has it.
+//! What connections must know of the fleet, and what members pass on to one another: key sets and revocations.
+//!
+//! **How a revocation travels.** Whoever hears of a newer list first (from the seeder, which each asks only now and then)
+//! tells its connected peers, and they theirs; each connection carries each version at most once each way. Nodes that are
+//! not connected hear of it when they are: it is the first thing that is said. A node closes its connections to a revoked
+//! member as soon as it has the list.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use shoal_proto::{envelope::Envelope, message::PeerInfo, signed::KeySet};
-use tokio::{sync::Notify, time::Instant};
+use shoal_dht::gate::Gate;
+use shoal_proto::{
+    envelope::{Envelope, EnvelopeError, PayloadType},
+    member::{NotAdmitted, admit},
+    message::{Message, PeerInfo},
+    signed::{KeySet, NodeId},
+};
+use shoal_transfer::ids::PeerId;
+use tokio::{sync::Notify, task::block_in_place, time::Instant};
 
-use super::{Done, Shell};
+use super::{Done, Shell, unix_now};
 use crate::{
     peer::Fleet,
     upstream::{Upstream, trust::REFRESH_MIN},
 };
+
+/// libp2p connections whose memberships are remembered: over this many, those that were are judged as gone and are made
+/// anew. Several times what libp2p keeps open.
+const ADMITTED_MAX: usize = 4096;
 
 /// The fleet by the seeder's word.
 #[derive(Debug)]
 pub(super) struct SeederFleet {
     upstream: Upstream,
     unknown: Notify,
+    /// Serials by which nodes were let in to libp2p.
+    admitted: Mutex<HashMap<NodeId, u64>>,
 }
 
 impl SeederFleet {
     pub(super) fn new(upstream: Upstream) -> Self {
-        Self { upstream, unknown: Notify::new() }
+        Self { upstream, unknown: Notify::new(), admitted: Mutex::default() }
     }
 
     /// Waits until somebody showed a key that is not known. Cancel-safe.
     pub(super) async fn wanted(&self) {
         self.unknown.notified().await;
+    }
+
+    /// Waits until there is a newer key set or revocation list. Cancel-safe.
+    pub(super) async fn news(&self) {
+        self.upstream.trust().news().await;
+    }
+
+    fn admitted(&self) -> MutexGuard<'_, HashMap<NodeId, u64>> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -39,14 +70,35 @@ impl Fleet for SeederFleet {
     }
 
     fn is_revoked(&self, serial: u64) -> bool {
-        let member = self.upstream.member();
-        let member = member.borrow().clone();
-        let list = member.as_ref().and_then(|member| member.revocations.as_ref());
-        list.is_some_and(|(_, list)| list.serials.binary_search(&serial).is_ok())
+        self.upstream.trust().is_revoked(serial)
     }
 
     fn unknown_key(&self) {
         self.unknown.notify_one();
+    }
+}
+
+impl Gate for SeederFleet {
+    fn membership(&self) -> Option<Envelope> {
+        Fleet::membership(self)
+    }
+
+    fn admit(&self, node: &NodeId, membership: Option<&Envelope>) -> Result<(), NotAdmitted> {
+        let admitted = admit(membership, node, &*self.keys(), |serial| self.is_revoked(serial), unix_now());
+        if let Err(NotAdmitted::Foreign(EnvelopeError::Key { .. })) = &admitted {
+            self.unknown_key();
+        }
+        let serial = admitted?.serial;
+        let mut table = self.admitted();
+        if table.len() >= ADMITTED_MAX {
+            table.clear();
+        }
+        table.insert(*node, serial);
+        Ok(())
+    }
+
+    fn may_stay(&self, node: &NodeId) -> bool {
+        self.admitted().get(node).is_some_and(|serial| !self.is_revoked(*serial))
     }
 }
 
@@ -99,6 +151,57 @@ impl Shell {
         for info in introductions {
             self.know(info, false);
         }
+    }
+
+    /// Tells a peer what it may not have heard: the newest key set and revocation list.
+    pub(super) fn pass_news(&mut self, peer: PeerId) {
+        let trust = self.upstream.trust().clone();
+        let Some(state) = self.peers.link_mut(peer) else { return };
+        let (keys, list) = (trust.signed_keys(), trust.signed_revocations());
+        let mut news = Vec::new();
+        // A fleet's first set is everybody's.
+        if keys.1.counter > 1 && state.news.0 < keys.1 {
+            state.news.0 = keys.1;
+            news.push(keys.0);
+        }
+        if let Some((envelope, version)) = list
+            && state.news.1 < version
+        {
+            state.news.1 = version;
+            news.push(envelope);
+        }
+        if !news.is_empty() {
+            self.send(peer, Message::Signed(news));
+        }
+    }
+
+    /// There is a newer key set or revocation list.
+    pub(super) fn on_news(&mut self) {
+        self.close_outsiders();
+        self.net.recheck();
+        let connected: Vec<PeerId> = self.peers.connected().map(|(peer, ..)| peer).collect();
+        for peer in connected {
+            self.pass_news(peer);
+        }
+    }
+
+    /// A peer passes a key set or a revocation list on; true if it is one. What is not newer changes nothing.
+    pub(super) fn on_peers_news(&mut self, peer: PeerId, envelope: &Envelope) -> bool {
+        let trust = self.upstream.trust().clone();
+        let accepted = if envelope.kind() == PayloadType::RevocationList as u8 {
+            block_in_place(|| trust.accept_revocations(envelope)).map(|version| (false, version))
+        } else if envelope.kind() == PayloadType::KeySet as u8 {
+            block_in_place(|| trust.accept_keys(envelope)).map(|version| (true, version))
+        } else {
+            return false;
+        };
+        match (accepted, self.peers.link_mut(peer)) {
+            (Ok((true, version)), Some(state)) => state.news.0 = state.news.0.max(version),
+            (Ok((false, version)), Some(state)) => state.news.1 = state.news.1.max(version),
+            (Ok(_), None) => {}
+            (Err(error), _) => tracing::debug!(%error, "a peer passes on what is not to be believed"),
+        }
+        true
     }
 
     /// Asks the seeder for a newer key set, not more than once in [`REFRESH_MIN`].

@@ -215,8 +215,11 @@ impl Shell {
 
     /// Signed things that members pass on: candidate lists serve on while the seeder is down. A newer list replaces an
     /// older one.
-    pub(super) fn on_signed(&mut self, envelopes: &[Envelope]) {
+    pub(super) fn on_signed(&mut self, peer: PeerId, envelopes: &[Envelope]) {
         for envelope in envelopes.iter().take(SIGNED_MAX) {
+            if self.on_peers_news(peer, envelope) {
+                continue;
+            }
             let Ok(list) = envelope.open::<Candidates>(&*self.upstream.trust().keys()) else { continue };
             let digest = list.image;
             let Some(image) = self.images.get_mut(&digest) else { continue };

@@ -15,7 +15,7 @@ use std::{
 use shoal_proto::{
     Digest,
     message::{CloseReason, Message},
-    signed::UnixSeconds,
+    signed::{UnixSeconds, Version},
 };
 use shoal_transfer::{
     event::Input,
@@ -23,7 +23,7 @@ use shoal_transfer::{
 };
 use tokio::time::Instant;
 
-use super::{Shell, rights::Rights};
+use super::{Shell, rights::Rights, unix_now};
 use crate::peer::{Down, Event, Heard, Link, LinkId, Overflow, Up};
 
 /// How long a peer whose connection was a duplicate may take to come up on the other.
@@ -39,6 +39,11 @@ pub(super) struct LinkState {
     /// Whether this node dialled.
     dialled: bool,
     pub(super) rights: Rights,
+    /// The membership's serial, and when it ends.
+    pub(super) serial: u64,
+    pub(super) member_until: UnixSeconds,
+    /// Versions of key set and revocation list that the peer has, as far as is known.
+    pub(super) news: (Version, Version),
     /// Which capability was shown for an image, by its end.
     pub(super) shown: BTreeMap<Digest, UnixSeconds>,
     /// Blobs that the peer was told of and not told off.
@@ -92,7 +97,7 @@ impl Shell {
     }
 
     fn on_up(&mut self, up: Up) {
-        let Up { link, peer: info, remote, dial } = up;
+        let Up { link, peer: info, membership, remote, dial } = up;
         let (node, now) = (info.node, Instant::now());
         let dialled = dial.and_then(|dial| self.dialled(dial)).is_some();
         if self.peers.is_banned(&node, now) {
@@ -115,6 +120,9 @@ impl Shell {
             remote,
             dialled,
             rights: Rights::new(node),
+            serial: membership.serial,
+            member_until: membership.not_after,
+            news: Default::default(),
             shown: BTreeMap::new(),
             told: BTreeSet::new(),
             uploads: BTreeMap::new(),
@@ -135,6 +143,23 @@ impl Shell {
             None => self.feed(Input::Connected { peer }),
         }
         self.on_connected(peer);
+        self.pass_news(peer);
+    }
+
+    /// Closes connections to those whose membership holds no longer. Whoever has a newer one comes back with it.
+    pub(super) fn close_outsiders(&self) {
+        let now = unix_now();
+        for (_, known, state) in self.peers.connected() {
+            let reason = if self.upstream.trust().is_revoked(state.serial) {
+                CloseReason::Revoked
+            } else if state.member_until <= now {
+                CloseReason::Expired
+            } else {
+                continue;
+            };
+            tracing::info!(node = %known.info.node, ?reason, "a peer is no member any more");
+            state.link.close(reason);
+        }
     }
 
     /// Gives up the peer's present connection for another. If nothing was under way on it, the blobs that it was told

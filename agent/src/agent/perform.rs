@@ -69,7 +69,7 @@ impl Shell {
                     state.rights.add(*capability);
                 }
             }
-            Heard::Signed(envelopes) => self.on_signed(&envelopes),
+            Heard::Signed(envelopes) => self.on_signed(peer, &envelopes),
             Heard::Ask { id, question } => self.on_ask(peer, id, question),
             Heard::Tell { id, answer } => self.on_tell(peer, id, answer),
             Heard::Have { digest, have } => self.on_have(peer, &digest, have),

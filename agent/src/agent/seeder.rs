@@ -115,7 +115,7 @@ impl Shell {
             repository,
             credentials: open.credentials.clone(),
             blob: open.blob.clone(),
-            wanted: PiecesWanted { node: self.me, labels: self.labels.clone(), want, urgent, max, stalled },
+            wanted: PiecesWanted { want, urgent, max, stalled },
             done: self.done.clone(),
             cancel: cancel.clone(),
             rate: self.seeder_rate.clone(),

@@ -59,7 +59,7 @@ pub async fn start(parts: Parts) -> anyhow::Result<Loop> {
     let peer = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
     let net_config =
         NetConfig { listen: config.listen.libp2p.clone(), advertise: config.advertise.clone(), peer: peer.clone() };
-    let (net, net_events) = Net::start(identity.secret(), &net_config, &tasks, stop.clone()).await?;
+    let (net, net_events) = Net::start(identity.secret(), &net_config, fleet.clone(), &tasks, stop.clone()).await?;
     let libp2p = net.listening().to_vec();
 
     let labels = upstream.member().borrow().as_ref().map_or_else(Labels::default, |m| m.membership.labels.clone());

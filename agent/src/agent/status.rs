@@ -52,6 +52,7 @@ impl Shell {
             bytes_from_seeder: self.discovery.seeder_bytes,
             bytes_to_peers: counters.sent(),
             bad_pieces: self.discovery.bad_pieces,
+            revoked: self.upstream.trust().revoked(),
             banned: self.peers.banned(Instant::now()).map(ToString::to_string).collect(),
         }
     }

@@ -1,6 +1,7 @@
 //! Whole loops on loopback around a seeder in memory.
 
 mod faults;
+mod trust;
 
 use std::{
     io::BufRead,

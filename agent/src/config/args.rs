@@ -21,6 +21,12 @@ pub struct AgentArgs {
     /// Trust the key that the seeder shows at the first contact, and let anybody in who reaches a port (`insecure_open`)
     #[arg(long)]
     pub insecure_open: bool,
+    /// The token by which this node joins the fleet. Others see flags: better a file, or SHOAL_JOIN_TOKEN in the environment
+    #[arg(long, value_name = "TOKEN", conflicts_with = "join_token_file")]
+    pub join_token: Option<String>,
+    /// A file that holds the join token (`join_token_file`)
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
     /// Where images and state are kept (`data_dir`) [default: /var/lib/shoal]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,

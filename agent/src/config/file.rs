@@ -21,6 +21,7 @@ pub(super) const LOG: &str = "info,libp2p=warn,hyper=warn";
 pub(super) struct File {
     pub(super) seeder: Option<String>,
     pub(super) insecure_open: Option<bool>,
+    pub(super) join_token_file: Option<PathBuf>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) advertise: Vec<IpAddr>,
     pub(super) peers: Vec<StaticPeer>,

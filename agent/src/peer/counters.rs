@@ -19,8 +19,10 @@ pub enum Refused {
     Version,
     /// No membership, or not one of this fleet and this node.
     NotAMember,
-    /// A membership that has ended, or was revoked.
+    /// A membership that has ended.
     Expired,
+    /// A membership that was revoked.
+    Revoked,
     /// Another node than the one dialled.
     WrongNode,
     /// A frame that broke the protocol after the greeting.
@@ -29,13 +31,14 @@ pub enum Refused {
 
 impl Refused {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Garbage,
         Self::Timeout,
         Self::Limit,
         Self::Version,
         Self::NotAMember,
         Self::Expired,
+        Self::Revoked,
         Self::WrongNode,
         Self::Violation,
     ];
@@ -50,6 +53,7 @@ impl Refused {
             Self::Version => "version",
             Self::NotAMember => "not-a-member",
             Self::Expired => "expired",
+            Self::Revoked => "revoked",
             Self::WrongNode => "wrong-node",
             Self::Violation => "violation",
         }

@@ -13,7 +13,8 @@ use std::{
 use ed25519_dalek::{Signature, VerifyingKey};
 use shoal_proto::{
     PROTOCOL,
-    envelope::{Envelope, EnvelopeError},
+    envelope::EnvelopeError,
+    member::{NotAdmitted, admit},
     message::{ADDRESSES_MAX, CloseReason, FrameHeader, HEADER_LEN, KIND_MESSAGE, Message, PeerInfo, proof_bytes},
     signed::{Membership, NodeId, UnixSeconds},
 };
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 use super::{
-    CLOSE_TIMEOUT, Fleet, Refused, Shared,
+    CLOSE_TIMEOUT, Refused, Shared,
     frames::Source,
     tls::TlsFault,
     wire::{Busy, Wire},
@@ -62,15 +63,9 @@ pub enum GreetError {
     /// The versions have nothing in common.
     #[error("the peer speaks another version of the protocol")]
     Version,
-    /// No membership, or none that holds here.
-    #[error("the peer is not a member: {0}")]
-    NotAMember(String),
-    /// The membership has ended.
-    #[error("the peer's membership has ended")]
-    Expired,
-    /// The membership was revoked.
-    #[error("the peer's membership was revoked")]
-    Revoked,
+    /// No membership, or none that holds here now.
+    #[error("the peer is not let in: {0}")]
+    NotAdmitted(#[from] NotAdmitted),
     /// Another node than the one dialled, or this node itself.
     #[error("{found:?} answers there")]
     WrongNode {
@@ -86,9 +81,7 @@ impl GreetError {
             Self::NoAddress | Self::Timeout | Self::Io(_) | Self::Closed(_) => None,
             Self::Garbage(_) | Self::WrongNode { .. } => Some(CloseReason::Protocol),
             Self::Version => Some(CloseReason::Version),
-            Self::NotAMember(_) => Some(CloseReason::NotAMember),
-            Self::Expired => Some(CloseReason::Expired),
-            Self::Revoked => Some(CloseReason::Revoked),
+            Self::NotAdmitted(reason) => Some(reason.close_reason()),
         }
     }
 
@@ -99,8 +92,9 @@ impl GreetError {
             Self::Timeout | Self::Io(_) => Some(Refused::Timeout),
             Self::Garbage(_) => Some(Refused::Garbage),
             Self::Version => Some(Refused::Version),
-            Self::NotAMember(_) => Some(Refused::NotAMember),
-            Self::Expired | Self::Revoked => Some(Refused::Expired),
+            Self::NotAdmitted(NotAdmitted::NotYet | NotAdmitted::Expired) => Some(Refused::Expired),
+            Self::NotAdmitted(NotAdmitted::Revoked) => Some(Refused::Revoked),
+            Self::NotAdmitted(_) => Some(Refused::NotAMember),
             Self::WrongNode { .. } => Some(Refused::WrongNode),
         }
     }
@@ -120,6 +114,8 @@ impl From<TlsFault> for GreetError {
 pub struct Greeted {
     /// Who, where it says that it listens, and the labels of its membership.
     pub peer: PeerInfo,
+    /// By which it was let in.
+    pub membership: Membership,
     /// The far end's address.
     pub remote: SocketAddr,
     pub(super) reader: Source,
@@ -159,16 +155,18 @@ pub(super) async fn greet(
             let busy = wire.busy();
             let (mut stream, node) =
                 if dialled.is_some() { tls.connect(wire).await? } else { tls.accept(wire).await? };
-            let peer = exchange(shared, &mut stream, Some(node), expected, remote.ip()).await?;
+            let (peer, membership) = exchange(shared, &mut stream, Some(node), expected, remote.ip()).await?;
             let (reader, writer) = tokio::io::split(stream);
-            Ok(Greeted { peer, remote, reader: Source { bytes: Box::new(reader), busy }, writer: Sink::Tls(writer) })
+            let reader = Source { bytes: Box::new(reader), busy };
+            Ok(Greeted { peer, membership, remote, reader, writer: Sink::Tls(writer) })
         }
         None => {
             let mut stream = tcp;
-            let peer = exchange(shared, &mut stream, None, expected, remote.ip()).await?;
+            let (peer, membership) = exchange(shared, &mut stream, None, expected, remote.ip()).await?;
             let (reader, writer) = stream.into_split();
             Ok(Greeted {
                 peer,
+                membership,
                 remote,
                 reader: Source { bytes: Box::new(reader), busy: Busy::default() },
                 writer: Sink::Plain(writer),
@@ -184,7 +182,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     shown: Option<NodeId>,
     expected: Option<NodeId>,
     remote: IpAddr,
-) -> Result<PeerInfo, GreetError> {
+) -> Result<(PeerInfo, Membership), GreetError> {
     let result = converse(shared, stream, shown, expected, remote).await;
     if let Err(error) = &result
         && let Some(reason) = error.close_reason()
@@ -204,7 +202,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     shown: Option<NodeId>,
     expected: Option<NodeId>,
     remote: IpAddr,
-) -> Result<PeerInfo, GreetError> {
+) -> Result<(PeerInfo, Membership), GreetError> {
     let me = shared.me.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let my_node = me.node;
     let mut my_nonce = [0; 32];
@@ -235,34 +233,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             return Err(GreetError::WrongNode { found: node });
         }
     }
-    let membership = member(&*shared.fleet, membership.as_ref(), &node, unix_now())?;
-    Ok(PeerInfo { labels: membership.labels, ..tidy(peer, Some(remote)) })
-}
-
-/// The membership that `node` shows, if it holds now.
-fn member(
-    fleet: &dyn Fleet,
-    envelope: Option<&Envelope>,
-    node: &NodeId,
-    now: UnixSeconds,
-) -> Result<Membership, GreetError> {
-    let envelope = envelope.ok_or_else(|| GreetError::NotAMember("it shows no membership".into()))?;
-    let membership: Membership = envelope.open(&*fleet.keys()).map_err(|error| {
-        if matches!(error, EnvelopeError::Key { .. }) {
-            fleet.unknown_key();
-        }
-        GreetError::NotAMember(error.to_string())
-    })?;
-    if membership.node != *node {
-        return Err(GreetError::NotAMember("it shows another node's membership".into()));
+    let fleet = &*shared.fleet;
+    let admitted = admit(membership.as_ref(), &node, &*fleet.keys(), |serial| fleet.is_revoked(serial), unix_now());
+    if let Err(NotAdmitted::Foreign(EnvelopeError::Key { .. })) = &admitted {
+        fleet.unknown_key();
     }
-    if !(membership.not_before..membership.not_after).contains(&now) {
-        return Err(GreetError::Expired);
-    }
-    if fleet.is_revoked(membership.serial) {
-        return Err(GreetError::Revoked);
-    }
-    Ok(membership)
+    let membership = admitted?;
+    Ok((PeerInfo { labels: membership.labels.clone(), ..tidy(peer, Some(remote)) }, membership))
 }
 
 async fn send<S: AsyncWrite + Unpin>(stream: &mut S, message: &Message) -> Result<(), GreetError> {

@@ -331,7 +331,7 @@ async fn who_is_no_member_is_turned_away_and_told_why() {
             CloseReason::NotAMember,
             Refused::NotAMember,
         ),
-        (fleet(&Membership { serial: 666, ..good }, &seeder_key()), CloseReason::Revoked, Refused::Expired),
+        (fleet(&Membership { serial: 666, ..good }, &seeder_key()), CloseReason::Revoked, Refused::Revoked),
     ];
     for (fleet_of_b, told, counted) in cases {
         let fleet_of_a = TestFleet { revoked: Some(666), ..fleet(&membership(1), &seeder_key()) };

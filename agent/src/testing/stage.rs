@@ -6,12 +6,7 @@ use std::{
 };
 
 use shoal_proto::{
-    api::PiecesWanted,
-    have::HaveSet,
-    layout::PieceIndex,
-    message::PeerInfo,
-    name::Repository,
-    signed::{Labels, NodeId},
+    api::PiecesWanted, have::HaveSet, layout::PieceIndex, message::PeerInfo, name::Repository, signed::Labels,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -69,7 +64,7 @@ impl Stage {
 }
 
 pub(crate) fn upstream_config(address: SocketAddr) -> UpstreamConfig {
-    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true }
+    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true, token: None }
 }
 
 #[derive(Debug, Clone)]
@@ -166,14 +161,7 @@ async fn fetch_piece(
     want: &HaveSet,
     credentials: &Credentials,
 ) {
-    let wanted = PiecesWanted {
-        node: NodeId([0; 32]),
-        labels: Labels::default(),
-        want: want.to_bytes(),
-        max: 1,
-        stalled: false,
-        urgent: None,
-    };
+    let wanted = PiecesWanted { want: want.to_bytes(), max: 1, stalled: false, urgent: None };
     let mut stream = upstream.pieces(repository, blob.digest(), blob.layout(), &wanted, credentials).await.unwrap();
     let mut writer = None;
     while let Some(chunk) = stream.next().await.unwrap() {

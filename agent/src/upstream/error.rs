@@ -16,6 +16,14 @@ pub struct Challenge {
     pub body: Bytes,
 }
 
+impl Challenge {
+    /// The first error's message in the body, after a colon; nothing if there is none.
+    fn said(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        body["errors"][0]["message"].as_str().map_or_else(String::new, |message| format!(": {message}"))
+    }
+}
+
 /// Why the seeder did not give what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
@@ -38,7 +46,7 @@ pub enum UpstreamError {
         body: Bytes,
     },
     /// 401 or 403.
-    #[error("the seeder refuses access ({})", .0.status)]
+    #[error("the seeder refuses access ({}){}", .0.status, .0.said())]
     Unauthorized(Box<Challenge>),
     /// 429.
     #[error("the seeder at {url} is busy{}", retry_after.map_or_else(String::new, |after| format!("; it asks to wait {} s", after.as_secs())))]

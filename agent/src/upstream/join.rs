@@ -6,13 +6,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use ed25519_dalek::VerifyingKey;
 use http::Method;
 use shoal_proto::{
-    api::{Join, Joined, Meet, Met, REPLY_LEN_MAX, join_bytes},
+    api::{Join, Joined, Meet, Met, REPLY_LEN_MAX, Revocations, join_bytes},
     codec,
     envelope::Envelope,
+    member::{Caller, caller_bytes},
     message::{PEERS_MAX, PeerInfo},
-    signed::{Labels, Membership, RevocationList, UnixSeconds},
+    signed::{Labels, Membership, UnixSeconds},
 };
 use tokio::sync::watch;
 
@@ -20,14 +22,22 @@ use super::{Credentials, Upstream, UpstreamError};
 use crate::identity::Identity;
 
 /// This node's membership.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Member {
     /// As signed: what peers are shown.
     pub envelope: Envelope,
     /// What it says.
     pub membership: Membership,
-    /// The newest revocation list that the seeder gave, as signed and opened.
-    pub revocations: Option<(Envelope, RevocationList)>,
+    identity: Identity,
+}
+
+impl Member {
+    /// Says to the seeder whose request this is.
+    pub(super) fn caller(&self, root: &VerifyingKey, path: &str, body: &[u8]) -> Caller {
+        let (node, time) = (self.membership.node, now());
+        let signature = self.identity.sign(&caller_bytes(root.as_bytes(), &node, time, path, body));
+        Caller { node, membership: self.envelope.clone(), time, signature }
+    }
 }
 
 impl Upstream {
@@ -38,8 +48,9 @@ impl Upstream {
     pub async fn join(&self, identity: &Identity, labels: &Labels) -> Result<Arc<Member>, UpstreamError> {
         let path = "/v2/_shoal/join";
         let (node, time) = (identity.node(), now());
+        let token = self.token.as_ref().map(|token| token.show(&node, time));
         let signature = identity.sign(&join_bytes(&self.trust.root().to_bytes(), &node, time));
-        let join = Join { node, time, labels: labels.clone(), token: None, signature };
+        let join = Join { node, time, labels: labels.clone(), token, signature };
         let body = Bytes::from(codec::encode(&join));
         let request = self.client.request_with(Method::POST, path, &Credentials::none(), body);
         let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
@@ -49,15 +60,26 @@ impl Upstream {
         if membership.node != node {
             return Err(wrong("the membership is another node's".into()));
         }
-        let revocations = match joined.revocations {
-            None => None,
-            Some(envelope) => {
-                let list = self.open(&envelope).await.map_err(|error| wrong(error.to_string()))?;
-                Some((envelope, list))
-            }
-        };
-        let member = Member { envelope: joined.membership, membership, revocations };
-        Ok(self.set_member(member))
+        if let Some(list) = joined.revocations {
+            self.trust.accept_revocations(&list).map_err(|error| wrong(error.to_string()))?;
+        }
+        Ok(self.set_member(Member { envelope: joined.membership, membership, identity: identity.clone() }))
+    }
+
+    /// Asks for the newest revocation list, and takes it; gives the seconds after which to ask again.
+    ///
+    /// # Errors
+    /// As all requests; a list that the fleet has not signed is [`UpstreamError::Protocol`].
+    pub async fn revocations(&self) -> Result<u32, UpstreamError> {
+        let path = "/v2/_shoal/revocations";
+        let request = self.client.request(Method::GET, path, &Credentials::none());
+        let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
+        let wrong = |error: String| self.client.protocol(path, &error);
+        let asked = codec::decode::<Revocations, REPLY_LEN_MAX>(&bytes).map_err(|error| wrong(error.to_string()))?;
+        if let Some(list) = asked.list {
+            self.trust.accept_revocations(&list).map_err(|error| wrong(error.to_string()))?;
+        }
+        Ok(asked.again_in_s)
     }
 
     /// Tells the seeder where this node is found, and hears of others of the fleet.
@@ -67,10 +89,9 @@ impl Upstream {
     pub async fn meet(&self) -> Result<Vec<PeerInfo>, UpstreamError> {
         let path = "/v2/_shoal/members";
         let me = self.me.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let membership = self.member.borrow().as_ref().map(|member| member.envelope.clone());
         let me = me.ok_or_else(|| self.client.protocol(path, "this node's own addresses are not known yet"))?;
-        let body = Bytes::from(codec::encode(&Meet { membership, me }));
-        let request = self.client.request_with(Method::POST, path, &Credentials::none(), body);
+        let body = Bytes::from(codec::encode(&Meet { me }));
+        let request = self.call(path, &Credentials::none(), body);
         let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
         let met = codec::decode::<Met, REPLY_LEN_MAX>(&bytes);
         let mut introductions = met.map_err(|error| self.client.protocol(path, &error.to_string()))?.introductions;
@@ -83,7 +104,7 @@ impl Upstream {
         let Ok(membership) = self.open::<Membership>(&envelope).await else { return false };
         let holds = membership.node == identity.node() && membership.not_after > now();
         if holds {
-            self.set_member(Member { envelope, membership, revocations: None });
+            self.set_member(Member { envelope, membership, identity: identity.clone() });
         }
         holds
     }

@@ -1,7 +1,6 @@
 //! Pieces from the seeder, as they arrive.
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use shoal_proto::{
@@ -62,7 +61,7 @@ impl Upstream {
     ) -> Result<PieceStream, UpstreamError> {
         let path = format!("/v2/{repository}/_shoal/pieces/{digest}");
         let body = Bytes::from(codec::encode(wanted));
-        let request = self.client.request_with(Method::POST, &path, credentials, body);
+        let request = self.call(&path, credentials, body);
         let (response, permit) = self.client.stream(&request).await?;
         let mut stream = PieceStream {
             client: self.client.clone(),

@@ -3,7 +3,6 @@
 use std::sync::PoisonError;
 
 use bytes::Bytes;
-use http::Method;
 use shoal_proto::{
     Digest,
     api::{Discovery, Pull, Pulled, REPLY_LEN_MAX},
@@ -68,10 +67,9 @@ impl Upstream {
     ) -> Result<PulledImage, UpstreamError> {
         let path = format!("/v2/{repository}/_shoal/pull/{reference}");
         let me = self.me.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let membership = self.member.borrow().as_ref().map(|member| member.envelope.clone());
         let me = me.ok_or_else(|| self.client.protocol(&path, "this node's own addresses are not known yet"))?;
-        let body = Bytes::from(codec::encode(&Pull { membership, me }));
-        let request = self.client.request_with(Method::POST, &path, credentials, body);
+        let body = Bytes::from(codec::encode(&Pull { me }));
+        let request = self.call(&path, credentials, body);
         let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
         let wrong = |error: String| self.client.protocol(&path, &error);
         let pulled = codec::decode::<Pulled, REPLY_LEN_MAX>(&bytes).map_err(|error| wrong(error.to_string()))?;

@@ -2,11 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use shoal_proto::{
-    api::PiecesWanted,
-    have::HaveSet,
-    signed::{Labels, NodeId},
-};
+use shoal_proto::{api::PiecesWanted, have::HaveSet};
 
 use super::{
     trust::{Trust, TrustError},
@@ -72,14 +68,7 @@ async fn pieces_come_in_the_order_given_and_only_wanted_ones_count() {
     let mut want = HaveSet::empty(&layout);
     want.insert(layout.piece(0).unwrap());
     want.insert(layout.piece(2).unwrap());
-    let wanted = PiecesWanted {
-        node: NodeId([0; 32]),
-        labels: Labels::default(),
-        want: want.to_bytes(),
-        max: 16,
-        stalled: false,
-        urgent: None,
-    };
+    let wanted = PiecesWanted { want: want.to_bytes(), max: 16, stalled: false, urgent: None };
     let none = Credentials::none();
     let mut stream = stage.upstream.pieces(&repository(), &digest, &layout, &wanted, &none).await.unwrap();
     assert_eq!(stream.given().iter().map(|piece| piece.get()).collect::<Vec<_>>(), [0, 2]);
@@ -164,7 +153,7 @@ async fn a_pinned_seeder_may_be_down_at_the_start() {
     let stage = Stage::set().await;
     stage.seeder.down.store(true, Ordering::Relaxed);
     let upstream = Upstream::connect(&upstream_config(stage.address), &stage.store).await.unwrap();
-    assert_eq!(upstream.trust().keys().keys.len(), 4);
+    assert_eq!(upstream.trust().keys().keys.len(), 5);
     let member = stage.upstream.member().borrow().clone().unwrap();
     assert!(upstream.resume(&stage.identity, member.envelope.clone()).await);
     assert_eq!(upstream.member().borrow().as_ref().unwrap().membership.node, stage.identity.node());

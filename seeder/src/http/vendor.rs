@@ -1,4 +1,4 @@
-//! What agents ask of the seeder beyond the registry: who it is, membership, all that a pull needs, pieces.
+//! What agents ask of the seeder beyond the registry: who it is, all that a pull needs, pieces.
 
 use std::{
     collections::BTreeMap,
@@ -6,28 +6,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use ed25519_dalek::{Signature, VerifyingKey};
 use http::{Response, header};
-use shoal_http::{ApiError, Handoff, Reply, RequestBody, Segment, body::collect, handoff::Meter, reply::full};
+use shoal_http::{ApiError, Handoff, Reply, RequestBody, Segment, handoff::Meter, reply::full};
 use shoal_proto::{
     Digest, PROTOCOL,
-    api::{
-        CONTENT_TYPE, Discovery, Info, Join, Joined, Meet, Met, PIECES_GIVEN_MAX, PiecesGiven, PiecesWanted, Pull,
-        Pulled, REQUEST_LEN_MAX, join_bytes,
-    },
-    codec::{self, CodecError},
+    api::{CONTENT_TYPE, Discovery, Info, PIECES_GIVEN_MAX, PiecesGiven, PiecesWanted, Pull, Pulled},
+    codec,
     envelope::Envelope,
     have::HaveSet,
     layout::{Layout, PieceIndex},
     message::PeerInfo,
     name::{Reference, Repository},
     oci::ErrorCode,
-    signed::{Capability, Covered, Membership, Subject, TagRecord, UnixSeconds},
+    signed::{Capability, Covered, Subject, TagRecord, UnixSeconds},
 };
 
-use super::{Answer, Asked, OCTETS, Registry, busy, store_failed, unknown_blob, value};
+use super::{Answer, Asked, OCTETS, Registry, busy, members::stranger, store_failed, unknown_blob, value};
 use crate::{
-    events::Event,
     keys::valid_for,
     manifest::Parsed,
     metrics::{BodyMeter, Payload},
@@ -37,16 +32,12 @@ use crate::{
     time::{unix_ms, unix_seconds},
 };
 
-/// A membership of an open fleet holds for a day: nodes renew it well before.
-const MEMBERSHIP_S: u64 = 86_400;
 /// A capability holds for an hour: what a node may not read any more, it cannot for longer.
 const CAPABILITY_S: u64 = 3_600;
 /// A capability is given out again, as it is the same for all members, while it holds for so much longer.
 const CAPABILITY_LEFT_S: u64 = 2_700;
 /// Signed capabilities that are kept to be given out again.
 const CAPABILITIES_MAX: usize = 1024;
-/// How far a node's clock may be off when it joins.
-const CLOCK_SKEW_S: u64 = 600;
 /// Most digests of an image that a reply describes. An image with more is fetched without statements for the rest.
 const DIGESTS_MAX: usize = 1000;
 /// Bytes of a piece that wait in the kernel on a slow uplink. A slot is given back when these are all that is left, so as
@@ -66,7 +57,7 @@ pub(super) fn extensions() -> serde_json::Value {
     serde_json::json!({ "extensions": [{
         "name": "_shoal",
         "description": "Membership, signed statements and pieces for Shoal agents",
-        "endpoints": ["_shoal/info", "_shoal/join", "_shoal/members", "_shoal/pull", "_shoal/statement", "_shoal/hashes", "_shoal/pieces"],
+        "endpoints": ["_shoal/info", "_shoal/join", "_shoal/members", "_shoal/revocations", "_shoal/pull", "_shoal/statement", "_shoal/hashes", "_shoal/pieces"],
     }]})
 }
 
@@ -76,12 +67,7 @@ fn wire(bytes: impl Into<Bytes>) -> Reply {
     response.into()
 }
 
-async fn read<T: bincode::Decode<()>>(body: RequestBody) -> Result<T, ApiError> {
-    let bytes = collect(body, REQUEST_LEN_MAX).await?;
-    codec::decode::<T, REQUEST_LEN_MAX>(&bytes).map_err(|error: CodecError| invalid(&error.to_string()))
-}
-
-fn invalid(message: &str) -> ApiError {
+pub(super) fn invalid(message: &str) -> ApiError {
     ApiError::new(ErrorCode::Unsupported, message).status(http::StatusCode::BAD_REQUEST)
 }
 
@@ -92,30 +78,6 @@ impl Registry {
         encoded(&info)
     }
 
-    pub(super) async fn join(&self, body: RequestBody) -> Answer {
-        let join: Join = read(body).await?;
-        if join.time.abs_diff(unix_seconds()) > CLOCK_SKEW_S {
-            let message = format!("the node's clock is over {CLOCK_SKEW_S} s off the seeder's; set it and try again");
-            return Err(ApiError::new(ErrorCode::Denied, message));
-        }
-        let signed = join_bytes(self.fleet.root(), &join.node, join.time);
-        let held = VerifyingKey::from_bytes(&join.node.0)
-            .and_then(|key| key.verify_strict(&signed, &Signature::from_bytes(&join.signature)));
-        held.map_err(|_| ApiError::new(ErrorCode::Denied, "the node's signature does not hold for this fleet"))?;
-        let mut serial = [0; 8];
-        getrandom::fill(&mut serial).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
-        let (not_before, not_after) = valid_for(MEMBERSHIP_S);
-        let membership = Membership {
-            node: join.node,
-            labels: join.labels,
-            not_before,
-            not_after,
-            serial: u64::from_le_bytes(serial),
-        };
-        self.events.tell(&Event::NodeJoined { node: join.node });
-        Ok(encoded(&Joined { membership: self.fleet.sign(&membership), revocations: None }))
-    }
-
     pub(super) async fn pull(
         &self,
         name: &Repository,
@@ -123,8 +85,8 @@ impl Registry {
         asked: &Asked,
         body: RequestBody,
     ) -> Answer {
-        let pull: Pull = read(body).await?;
-        let me = self.member(pull.membership, pull.me, asked)?;
+        let (pull, caller) = self.called::<Pull>(asked, body).await?;
+        let me = self.reached_at(caller, &pull.me, asked)?;
         let manifest = self.find_manifest(name, reference).await?;
         let image = manifest.digest;
         let digests = digests_of(&manifest)?;
@@ -148,37 +110,6 @@ impl Registry {
             bundle: public.then(|| self.fleet.bundle_key(name, reference)),
             candidates,
             introductions,
-        }))
-    }
-
-    pub(super) async fn meet(&self, asked: &Asked, body: RequestBody) -> Answer {
-        let meet: Meet = read(body).await?;
-        let me = self.member(meet.membership, meet.me, asked)?;
-        let introductions = me.map(|me| self.swarm().meet(me, unix_ms())).unwrap_or_default();
-        self.metrics.introduced(introductions.len());
-        Ok(encoded(&Met { introductions }))
-    }
-
-    /// How a pulling node may be introduced to others: a member, at addresses that it can have. None for a node that
-    /// shows no membership; it is served all the same, but nobody hears of it.
-    fn member(&self, membership: Option<Envelope>, me: PeerInfo, asked: &Asked) -> Result<Option<PeerInfo>, ApiError> {
-        let Some(membership) = membership else { return Ok(None) };
-        let membership = membership.open::<Membership>(self.fleet.key_set());
-        let membership =
-            membership.map_err(|error| ApiError::new(ErrorCode::Denied, format!("the membership: {error}")))?;
-        let now = unix_seconds();
-        if membership.node != me.node || !(membership.not_before..membership.not_after).contains(&now) {
-            return Err(ApiError::new(
-                ErrorCode::Denied,
-                "the membership is another node's, or out of date; join again",
-            ));
-        }
-        let source = asked.peer.remote.ip();
-        Ok(Some(PeerInfo {
-            node: membership.node,
-            peer: self.addresses.filter(&me.peer, source),
-            libp2p: self.addresses.filter(&me.libp2p, source),
-            labels: membership.labels,
         }))
     }
 
@@ -255,8 +186,9 @@ impl Registry {
         Ok(response.into())
     }
 
-    pub(super) async fn pieces(&self, name: &Repository, digest: Digest, body: RequestBody) -> Answer {
-        let wanted: PiecesWanted = read(body).await?;
+    pub(super) async fn pieces(&self, name: &Repository, digest: Digest, asked: &Asked, body: RequestBody) -> Answer {
+        let (wanted, caller) = self.called::<PiecesWanted>(asked, body).await?;
+        let (node, labels) = caller.map_or_else(|| stranger(asked), |member| (member.node, member.labels));
         let transfer = self.transfer()?;
         let blob = self.store.blob(name, digest).await.map_err(|e| store_failed(&e))?;
         let blob = blob.ok_or_else(|| unknown_blob(&digest))?;
@@ -270,8 +202,8 @@ impl Registry {
             return Ok(wire(framed(&PiecesGiven { pieces: Vec::new(), retry_after_ms })));
         };
         let ask = Ask {
-            node: wanted.node,
-            region: wanted.labels.region.as_ref(),
+            node,
+            region: labels.region.as_ref(),
             digest,
             layout,
             want: &want,
@@ -304,7 +236,7 @@ impl Registry {
     }
 }
 
-fn encoded<T: bincode::Encode>(value: &T) -> Reply {
+pub(super) fn encoded<T: bincode::Encode>(value: &T) -> Reply {
     wire(codec::encode(value))
 }
 

@@ -39,8 +39,8 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::store::{
-    Append, AppendError, BeginError, Blob, BlobInfo, Collected, CommitError, Counts, Expected, Manifest, MoveTagError,
-    NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, TagEntry,
+    Append, AppendError, BeginError, Blob, BlobInfo, Collected, CommitError, Counts, Expected, FleetRecord, Manifest,
+    MoveTagError, NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, Swap, TagEntry,
 };
 use crate::time::monotonic_ms;
 use append::UNWRITTEN_MAX;
@@ -50,6 +50,7 @@ use tables::{META_SECRETS, META_TAG_COUNTER, Table, Tables};
 use uploads::Session;
 
 mod append;
+mod fleet;
 mod gc;
 pub mod ledger;
 #[cfg(test)]
@@ -111,6 +112,8 @@ struct Inner {
     hashing: std::hash::RandomState,
     /// Held by whoever deletes content, or must not have it deleted.
     collecting: Mutex<()>,
+    /// Held while records of the fleet are compared and changed.
+    fleet: Mutex<()>,
     /// Held while the store is open.
     _lock: File,
 }
@@ -153,6 +156,7 @@ impl Local {
             ledger: Mutex::new(Ledger::new(times, monotonic_ms())),
             hashing: std::hash::RandomState::new(),
             collecting: Mutex::default(),
+            fleet: Mutex::default(),
             _lock: lock,
         };
         inner.index()?;
@@ -366,6 +370,18 @@ impl Store for Local {
             batch.put(Table::Meta, META_SECRETS, &secrets);
             batch.commit()
         })
+    }
+
+    fn fleet_record(&self, key: Vec<u8>) -> Op<'_, Option<Vec<u8>>> {
+        on_blocking!(self, [], inner => inner.tables.get(Table::Fleet, &key))
+    }
+
+    fn swap_fleet_records(&self, swaps: Vec<Swap>) -> Op<'_, bool> {
+        on_blocking!(self, [], inner => inner.swap_fleet(&swaps))
+    }
+
+    fn fleet_records(&self, prefix: Vec<u8>, after: Option<Vec<u8>>, n: usize) -> Op<'_, Page<FleetRecord>> {
+        on_blocking!(self, [], inner => inner.list_fleet(&prefix, after.as_deref(), n))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -17,6 +17,7 @@
 //! | `upload.1` | session | [`UploadRecord`] |
 //! | `reference.1` | repository, blob, manifest | nothing: the manifest names the blob, unless the manifest is gone |
 //! | `holder.1` | digest, `b` or `m`, repository | nothing: the digest is a blob or a manifest of the repository |
+//! | `fleet.1` | what the fleet's records choose | tokens, members, revocations |
 
 use std::path::Path;
 
@@ -61,10 +62,11 @@ pub(crate) enum Table {
     Upload,
     Reference,
     Holder,
+    Fleet,
 }
 
 impl Table {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Meta,
         Self::Blob,
         Self::Content,
@@ -77,6 +79,7 @@ impl Table {
         Self::Upload,
         Self::Reference,
         Self::Holder,
+        Self::Fleet,
     ];
 
     const fn name(self) -> &'static str {
@@ -93,6 +96,7 @@ impl Table {
             Self::Upload => "upload.1",
             Self::Reference => "reference.1",
             Self::Holder => "holder.1",
+            Self::Fleet => "fleet.1",
         }
     }
 }

@@ -71,7 +71,8 @@ async fn demo(arguments: &Arguments) -> Result<Figures> {
         None => clone::root()?.join("target/demo"),
     };
     let image = make_image(&directory, arguments.image_mib).await?;
-    let mut cluster = Cluster::start(usize::from(arguments.agents)).await.context("start the processes")?;
+    let mut cluster =
+        Cluster::members(usize::from(arguments.agents), "region=demo").await.context("start the processes")?;
     // Ctrl-C drops it: nobody wants to read nine logs then.
     cluster.keep_quiet();
     let result = measure(arguments, &cluster, &image).await;
