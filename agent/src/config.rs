@@ -124,6 +124,9 @@ pub struct Registry {
     pub hosts: Vec<String>,
     /// How old a tag may be that is answered while the seeder is down.
     pub stale_max: Duration,
+    /// For how long a client that the seeder let in to a private repository may go on there while the seeder cannot be
+    /// asked. Zero: not at all.
+    pub private_offline: Duration,
     /// The platform whose layers a request for an index starts. None: an index starts nothing, since the runtime asks
     /// for its own platform's manifest next.
     pub platform: Option<Platform>,
@@ -170,7 +173,7 @@ impl Default for Limits {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { hosts: Vec::new(), stale_max: STALE_MAX, platform: None }
+        Self { hosts: Vec::new(), stale_max: STALE_MAX, private_offline: Duration::ZERO, platform: None }
     }
 }
 

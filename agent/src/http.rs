@@ -27,6 +27,7 @@
 mod blobs;
 mod context;
 mod flight;
+mod grants;
 mod images;
 pub(crate) mod manifest;
 mod names;

@@ -88,6 +88,11 @@ impl Credentials {
         }))
     }
 
+    /// As they came; empty for none.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], HeaderValue::as_bytes)
+    }
+
     /// Whether there are none.
     #[must_use]
     pub const fn is_none(&self) -> bool {

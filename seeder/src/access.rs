@@ -1,25 +1,23 @@
 //! Who may do what: the one place that every request passes.
 //!
-//! In open mode everybody may do everything. The question is asked all the same, with all that an answer needs (who, on
-//! which repository, to do what), so that rules can take the place of the open answer without a handler noticing.
+//! Without rules everybody who reaches the port may do everything; without `open` it is reachable from this machine alone.
+//! With rules ([`Users`]) nobody may do what it was not given, and what is private looks the same as what does not exist.
 
-use http::HeaderMap;
-use shoal_http::{ApiError, Peer};
-use shoal_proto::name::Repository;
+use std::sync::Arc;
 
-/// Who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Subject {
-    /// Somebody who showed nothing.
-    Anonymous,
-}
+use http::{HeaderMap, HeaderValue, header};
+use shoal_http::ApiError;
+use shoal_proto::{name::Repository, oci::ErrorCode};
+
+use crate::users::{Grants, Pattern, Subject, Users};
 
 /// What somebody wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Ask whether this is a registry, and which fleet it serves.
+    /// Ask which fleet this registry serves.
     Greet,
+    /// Ask whether one may come in: what `docker login` asks.
+    Login,
     /// Read a repository.
     Pull,
     /// Write to a repository.
@@ -28,22 +26,23 @@ pub enum Action {
     Delete,
     /// List the repositories.
     Catalog,
-    /// Become a member of the fleet.
+    /// Become a member of the fleet, or act as one: the handler looks at token and membership.
     Join,
 }
 
 /// The rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Access {
     open: bool,
+    /// None: everybody may do everything.
+    users: Option<Arc<Users>>,
 }
 
 impl Access {
-    /// `open`: nodes join without a token. Reading and writing is open to whoever reaches the port, in any case: without
-    /// `open` the port is reachable from this machine alone.
+    /// `open`: nodes join without a token, and everybody may do everything. `users`: what they may do, where that is asked.
     #[must_use]
-    pub const fn new(open: bool) -> Self {
-        Self { open }
+    pub fn new(open: bool, users: Option<Arc<Users>>) -> Self {
+        Self { open, users: users.filter(|_| !open) }
     }
 
     /// Whether nodes join without a token.
@@ -54,29 +53,48 @@ impl Access {
 
     /// Who sends a request.
     #[must_use]
-    pub const fn subject(&self, _headers: &HeaderMap, _peer: Peer) -> Subject {
-        Subject::Anonymous
+    pub fn subject(&self, headers: &HeaderMap) -> Subject {
+        self.users.as_ref().map_or(Subject::Anonymous, |users| users.subject(headers))
     }
 
     /// Whether `subject` may do `action` on `repository` (none for what concerns no repository).
     ///
     /// # Errors
-    /// It may not; as the client gets it.
+    /// It may not; as the client gets it. Whether the repository exists is not told.
     pub fn authorise(
         &self,
         subject: &Subject,
         repository: Option<&Repository>,
         action: Action,
     ) -> Result<(), ApiError> {
-        match (subject, repository, action) {
-            // A node that joins shows its token, and a member its membership, to the handler.
-            (Subject::Anonymous, ..) => Ok(()),
+        let Some(users) = &self.users else { return Ok(()) };
+        let of: fn(&Grants) -> Vec<&Pattern> = match action {
+            Action::Greet | Action::Join => return Ok(()),
+            Action::Login if matches!(subject, Subject::User(_)) => return Ok(()),
+            Action::Login => |_| Vec::new(),
+            // Whoever pushes asks first what is there.
+            Action::Pull | Action::Catalog => |grants| grants.pull.iter().chain(&grants.push).collect(),
+            Action::Push => |grants| grants.push.iter().collect(),
+            Action::Delete => |grants| grants.delete.iter().collect(),
+        };
+        if users.may(subject, repository, of) {
+            return Ok(());
         }
+        Err(match subject {
+            Subject::Anonymous => unauthorised("log in to this registry"),
+            Subject::Wrong => unauthorised("no user has that name and password"),
+            Subject::User(_) => ApiError::new(ErrorCode::Denied, "this user may not do that"),
+        })
     }
 
-    /// Whether anonymous clients may pull from `repository`: its tags are then served by peers as well.
+    /// Whether anonymous clients may pull from `repository`: peers then hand it on to any member.
     #[must_use]
     pub fn is_public(&self, repository: &Repository) -> bool {
         self.authorise(&Subject::Anonymous, Some(repository), Action::Pull).is_ok()
     }
+}
+
+fn unauthorised(message: &str) -> ApiError {
+    let challenge = HeaderValue::from_static("Basic realm=\"shoal\", charset=\"UTF-8\"");
+    ApiError::new(ErrorCode::Unauthorized, message).header(header::WWW_AUTHENTICATE, challenge)
 }

@@ -56,6 +56,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Anybody who reaches the port may push, pull and join.
     pub insecure_open: bool,
+    /// Only users may read, write and delete, each what it was given (`shoal-seeder user`); not asked where the seeder is
+    /// open.
+    pub access_rules: bool,
     /// Address ranges that members may be introduced with besides the address they ask from, as `10.0.0.0/8`.
     pub introduce_ranges: Vec<String>,
     /// What clients are granted.
@@ -108,6 +111,7 @@ impl Default for Config {
             status: SocketAddr::from(([127, 0, 0, 1], 5001)),
             data_dir: "/var/lib/shoal/seeder".into(),
             insecure_open: false,
+            access_rules: false,
             introduce_ranges: Vec::new(),
             limits: Limits::default(),
             gc: Gc::default(),
@@ -209,7 +213,7 @@ mod tests {
         let example = include_str!("../seeder.example.toml");
         assert_eq!(parse(example).unwrap(), Config::default());
         let keys = example.lines().filter(|line| line.contains(" = ")).count();
-        assert_eq!(keys, 14, "every key is shown");
+        assert_eq!(keys, 15, "every key is shown");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `shoal-seeder join-token …` and `shoal-seeder member …`.
+//! `shoal-seeder join-token …`, `shoal-seeder member …` and `shoal-seeder user …`.
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -6,6 +6,7 @@ use shoal_seeder::{
     Config, Seeder,
     admin::{self, AskError},
     members::order::{LabelTexts, Order},
+    users::{Grants, Pattern},
 };
 
 use crate::{Common, config, say};
@@ -30,6 +31,35 @@ pub(crate) enum MemberCommand {
     Revoke(Named),
 }
 
+/// What is done with users.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Make a user and print its password, or give one other rights and another password. `anonymous` is whoever shows
+    /// nothing, and has none.
+    Put(Put),
+    /// List the users and what they may do.
+    List(Common),
+    /// Remove a user.
+    Remove(Named),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Put {
+    #[command(flatten)]
+    common: Common,
+    /// Its name.
+    name: String,
+    /// What it may read: `team/app`, `team/**` or `**`; may be repeated.
+    #[arg(long, value_name = "REPOSITORIES")]
+    pull: Vec<Pattern>,
+    /// What it may write, and read; may be repeated.
+    #[arg(long, value_name = "REPOSITORIES")]
+    push: Vec<Pattern>,
+    /// What it may delete; may be repeated.
+    #[arg(long, value_name = "REPOSITORIES")]
+    delete: Vec<Pattern>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     #[command(flatten)]
@@ -49,7 +79,7 @@ pub(crate) struct Create {
 pub(crate) struct Named {
     #[command(flatten)]
     common: Common,
-    /// Its id, as the list shows it.
+    /// Its id or name, as the list shows it.
     id: String,
 }
 
@@ -96,6 +126,25 @@ pub(crate) async fn members(command: MemberCommand) -> anyhow::Result<()> {
                 say(&mut std::io::stderr(), &note);
             }
             Ok(())
+        }
+    }
+}
+
+pub(crate) async fn users(command: UserCommand) -> anyhow::Result<()> {
+    match command {
+        UserCommand::Put(args) => {
+            let config = config(&args.common, |_| {})?;
+            let grants = Grants { pull: args.pull, push: args.push, delete: args.delete };
+            let made = execute(&config, Order::PutUser { name: args.name, grants }).await?;
+            if let Some(password) = made["password"].as_str() {
+                say(&mut std::io::stdout(), password);
+            }
+            Ok(())
+        }
+        UserCommand::List(args) => list(&config(&args, |_| {})?, "name", |_| Order::ListUsers).await,
+        UserCommand::Remove(args) => {
+            let config = config(&args.common, |_| {})?;
+            execute(&config, Order::RemoveUser { name: args.id }).await.map(|_| ())
         }
     }
 }

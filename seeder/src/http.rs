@@ -165,7 +165,7 @@ impl Registry {
             drain(body).await;
             return Err(ApiError::method(allowed(&route)));
         };
-        let subject = self.access.subject(&asked.headers, asked.peer);
+        let subject = self.access.subject(&asked.headers);
         if let Err(denied) = self.access.authorise(&subject, route.repository(), action) {
             drain(body).await;
             return Err(denied);
@@ -209,7 +209,8 @@ fn action(route: &Route, method: &Method) -> Option<Action> {
     let post = *method == Method::POST;
     let delete = *method == Method::DELETE;
     match route {
-        Route::Root | Route::Extensions | Route::Info | Route::Revocations => get.then_some(Action::Greet),
+        Route::Root => get.then_some(Action::Login),
+        Route::Extensions | Route::Info | Route::Revocations => get.then_some(Action::Greet),
         Route::Catalog => get.then_some(Action::Catalog),
         Route::Tags(_) | Route::Referrers(..) | Route::Statement(..) | Route::Hashes(..) => get.then_some(Action::Pull),
         Route::Pull(..) | Route::Pieces(..) => post.then_some(Action::Pull),

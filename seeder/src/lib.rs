@@ -34,6 +34,7 @@ pub mod swarm;
 #[cfg(test)]
 mod tests;
 mod time;
+pub mod users;
 
 pub use config::Config;
 pub use seeder::{Running, Seeder, StartError};

@@ -44,6 +44,9 @@ enum Command {
     /// The fleet's members.
     #[command(subcommand)]
     Member(fleet_cli::MemberCommand),
+    /// Who may read, write and delete which repositories, where `access_rules` is set.
+    #[command(subcommand)]
+    User(fleet_cli::UserCommand),
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +153,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::JoinToken(command) => runtime.block_on(fleet_cli::tokens(command)),
         Command::Member(command) => runtime.block_on(fleet_cli::members(command)),
+        Command::User(command) => runtime.block_on(fleet_cli::users(command)),
         Command::Status(args) => {
             let config = config(&args.common, |_| {})?;
             let report = runtime.block_on(status(&config))?;

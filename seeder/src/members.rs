@@ -1,4 +1,5 @@
-//! Who belongs to the fleet: join tokens, members, revocations.
+//! Who belongs to the fleet: join tokens, members, revocations; and who administers all that also names the registry's
+//! [users](crate::users).
 //!
 //! Everything is a small record in the store, changed by compare-and-swap: a token's use and the member that it makes are
 //! one change, so of two nodes that come with the last use in the same instant exactly one becomes a member. Nothing is
@@ -9,6 +10,7 @@
 //! | `t` token id | [`Token`] |
 //! | `m` node | [`Member`] |
 //! | `r` | [`Revoked`] |
+//! | `u` name | a user |
 //!
 //! A member keeps its serial over all renewals, so one entry of the list takes all its memberships; the entry is dropped
 //! when the last of them has ended.
@@ -32,6 +34,7 @@ use crate::{
     keys::{Fleet, valid_for},
     store::{Store, StoreError, Swap},
     time::unix_seconds,
+    users::Users,
 };
 
 pub mod order;
@@ -170,6 +173,7 @@ struct InForce {
 pub struct Members {
     store: Arc<dyn Store>,
     fleet: Arc<Fleet>,
+    users: Arc<Users>,
     in_force: RwLock<InForce>,
     count: AtomicU64,
 }
@@ -200,7 +204,8 @@ impl Members {
     /// # Errors
     /// The store failed.
     pub async fn load(store: Arc<dyn Store>, fleet: Arc<Fleet>) -> Result<Self, StoreError> {
-        let members = Self { store, fleet, in_force: RwLock::default(), count: AtomicU64::new(0) };
+        let users = Arc::new(Users::load(Arc::clone(&store)).await?);
+        let members = Self { store, fleet, users, in_force: RwLock::default(), count: AtomicU64::new(0) };
         if let Some((_, revoked)) = members.read::<Revoked>(REVOKED_KEY.to_vec()).await? {
             members.put_in_force(&revoked);
         }
@@ -213,6 +218,12 @@ impl Members {
                 return Ok(members);
             }
         }
+    }
+
+    /// The users of the registry.
+    #[must_use]
+    pub const fn users(&self) -> &Arc<Users> {
+        &self.users
     }
 
     /// The keys that sign for it.

@@ -93,7 +93,7 @@ impl Seeder {
         let registry = Arc::new(Registry::new(Parts {
             store: Arc::clone(&store),
             members: Arc::clone(&members),
-            access: Access::new(config.insecure_open),
+            access: Access::new(config.insecure_open, config.access_rules.then(|| Arc::clone(members.users()))),
             metrics: Arc::clone(&metrics),
             addresses: AddressRule { ranges: config.ranges()? },
             transfers_max: config.limits.transfers,
@@ -225,6 +225,8 @@ fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &
     tracing::info!(addr = %status, data_dir = %config.data_dir.display(), root = %hex::encode(fleet.root()), "status listens");
     if config.insecure_open {
         tracing::warn!("this seeder is OPEN: whoever reaches its port may push, pull, delete and join");
+    } else if config.access_rules {
+        tracing::info!("users may do what they were given; nodes join by token");
     } else {
         tracing::warn!("whoever can reach the port from this machine may push, pull and delete; nodes join by token");
     }

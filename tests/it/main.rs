@@ -1,5 +1,6 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
 mod attack_membership;
+mod attack_tenants;
 mod bad_input;
 mod cli;
 mod clients;

@@ -135,3 +135,14 @@ fn agent_and_seeder_never_depend_on_each_other() {
     assert!(!tree("shoal-agent", &["--edges=all"]).contains("shoal-seeder"));
     assert!(!tree("shoal-seeder", &["--edges=all"]).contains("shoal-agent"));
 }
+
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let page = fs::read_to_string(root().join("docs/security.md")).expect("the page");
+    let named: Vec<(&str, &str)> = page.split('`').filter_map(|word| word.split_once(".rs::")).collect();
+    assert!(named.len() > 20, "{} names: the page has another form", named.len());
+    for (file, name) in named {
+        let text = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap_or_default();
+        assert!(text.contains(&format!("fn {name}(")), "{file}.rs holds no {name}");
+    }
+}

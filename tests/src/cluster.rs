@@ -323,12 +323,23 @@ impl Cluster {
     /// # Errors
     /// One of them does not become ready.
     pub async fn members(agents: usize, labels: &str) -> Result<Self> {
+        Self::members_with(agents, labels, "", &[]).await
+    }
+
+    /// [`Cluster::members`] with a config file (TOML) for the seeder, and flags for the agents.
+    ///
+    /// # Errors
+    /// One of them does not become ready.
+    pub async fn members_with(agents: usize, labels: &str, seeder: &str, flags: &[&str]) -> Result<Self> {
         let binaries = Binaries::find()?;
         let directory = scratch()?;
-        let seeder = Daemon::closed_seeder(&binaries, directory.path(), &[]).await?;
+        let file = directory.path().join("seeder.toml");
+        std::fs::write(&file, seeder).with_context(|| format!("write {}", file.display()))?;
+        let config = file.display().to_string();
+        let seeder = Daemon::closed_seeder(&binaries, directory.path(), &["--config", &config]).await?;
         let mut cluster = Self { seeder, agents: Vec::new(), finished: false, directory };
         let token = cluster.token(agents.max(1), labels).await?;
-        let extra = ["--join-token-file", token.as_str()];
+        let extra = [&["--join-token-file", token.as_str()], flags].concat();
         let names: Vec<String> = (1..=agents).map(|n| format!("agent{n}")).collect();
         cluster.agents = try_join_all(names.iter().map(|name| cluster.another(name, &extra))).await?;
         Ok(cluster)

@@ -1,6 +1,7 @@
 //! A small HTTP client: plain OCI requests to a registry on loopback.
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::Stream;
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
@@ -36,6 +37,7 @@ pub fn streamed(chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'sta
 pub struct Client {
     inner: legacy::Client<HttpConnector, Body>,
     authority: String,
+    authorization: Option<String>,
 }
 
 /// A reply that was read to its end.
@@ -77,7 +79,15 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let inner = legacy::Client::builder(TokioExecutor::new()).build(connector);
-        Self { inner, authority: authority.into() }
+        Self { inner, authority: authority.into(), authorization: None }
+    }
+
+    /// The same client, with a user's name and password on every request.
+    #[must_use]
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        let shown = STANDARD.encode(format!("{name}:{password}"));
+        self.authorization = Some(format!("Basic {shown}"));
+        self
     }
 
     /// The server's address.
@@ -100,6 +110,9 @@ impl Client {
         let uri =
             if target.starts_with('/') { format!("http://{}{target}", self.authority) } else { target.to_owned() };
         let mut request = Request::builder().method(method.clone()).uri(&uri);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -3,6 +3,7 @@
 use shoal_proto::{
     have::Have,
     message::{CloseReason, PEERS_MAX},
+    signed::Subject,
 };
 use shoal_transfer::{
     event::{Action, Failure, Input},
@@ -12,7 +13,7 @@ use shoal_transfer::{
 use tokio::time::Instant;
 
 use super::{Shell, serve::Requested};
-use crate::peer::Heard;
+use crate::{config::PeerMode, peer::Heard};
 
 impl Shell {
     pub(super) fn perform(&mut self, action: Action) {
@@ -65,6 +66,11 @@ impl Shell {
     pub(super) fn on_heard(&mut self, peer: PeerId, heard: Heard) {
         match heard {
             Heard::Capability(capability) => {
+                // What only some may read does not go in the clear, unless the network is said to be trusted.
+                let clear = self.config.mode == PeerMode::Plain && !self.config.trusted_network;
+                if clear && capability.subject != Subject::AnyMember {
+                    return;
+                }
                 if let Some(state) = self.peers.link_mut(peer) {
                     state.rights.add(*capability);
                 }

@@ -63,6 +63,7 @@ pub(super) struct StoreSection {
 pub(super) struct RegistrySection {
     hosts: Vec<String>,
     stale_max_s: Option<u64>,
+    private_offline_s: Option<u64>,
     platform: Option<Platform>,
 }
 
@@ -117,6 +118,7 @@ impl RegistrySection {
         Registry {
             hosts: self.hosts,
             stale_max: self.stale_max_s.map_or(STALE_MAX, Duration::from_secs),
+            private_offline: self.private_offline_s.map_or(Duration::ZERO, Duration::from_secs),
             platform: platform.or(self.platform),
         }
     }

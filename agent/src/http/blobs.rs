@@ -1,6 +1,6 @@
 //! Blobs: from the store, while they arrive, or, where no image is known that holds them, straight from the seeder.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, StatusCode, header};
@@ -30,6 +30,7 @@ use crate::{
     metrics::{EARLY_PIECES_MIN, Metrics},
     rate::Rate,
     store::{Blob, Failure, ImageRecord, InUse, OpenedStatement, Progress},
+    upstream::UpstreamError,
 };
 
 impl Images {
@@ -39,13 +40,28 @@ impl Images {
         let records = self.images_with(digest, asked).map_err(failed)?;
         let Some(record) = records.first() else { return self.straight(asked).await };
         if !self.is_public(record).await {
-            // The seeder decides: who may not read the statement may not read the blob.
-            let asked = self.upstream().statement(&record.repository, digest, None, &asked.credentials).await;
-            asked.map_err(|error| respond::upstream(&error, ErrorCode::BlobUnknown))?;
+            self.let_in(record, digest, asked)
+                .await
+                .map_err(|error| respond::upstream(&error, ErrorCode::BlobUnknown))?;
         }
         match self.parts.store.blob(digest).filter(|blob| blob.is_complete()) {
             Some(blob) => Ok(self.stored(asked, &blob)),
             None => self.while_it_arrives(asked, digest, record).await.map_err(failed),
+        }
+    }
+
+    /// Whether the client may read a private blob. The seeder decides, and its answer stands for a little while: who may not
+    /// read the statement may not read the blob. Without the seeder nobody may who was not let in lately.
+    async fn let_in(&self, record: &ImageRecord, digest: &Digest, asked: &Asked) -> Result<(), UpstreamError> {
+        let (repository, credentials) = (&record.repository, &asked.credentials);
+        if let Some(answer) = self.grants.fresh(repository, credentials, Instant::now()) {
+            return answer;
+        }
+        let answer = self.upstream().statement(repository, digest, None, credentials).await.map(|_| ());
+        self.grants.note(repository, credentials, &answer, Instant::now());
+        match answer {
+            Err(error) if error.is_unreachable() && self.goes_on(repository, credentials) => Ok(()),
+            answer => answer,
         }
     }
 

@@ -1,6 +1,10 @@
 //! What the loop is told of an image, and how an image is found while the seeder is down.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use shoal_proto::{
     message::Bundle,
@@ -132,7 +136,13 @@ impl Images {
         Duration::from_secs(now().saturating_sub(at)) <= self.parts.config.stale_max
     }
 
-    /// An image that was pulled before, without the seeder: public, or under a capability that still lasts.
+    /// Whether a client may go on with a private repository while the seeder cannot be asked.
+    pub(super) fn goes_on(&self, repository: &Repository, credentials: &Credentials) -> bool {
+        self.grants.without_seeder(repository, credentials, self.parts.config.private_offline, Instant::now())
+    }
+
+    /// An image that was pulled before, without the seeder: public, or under a capability that still lasts and by a client
+    /// that the seeder let in lately, where that is configured.
     pub(super) async fn recorded(
         self: &Arc<Self>,
         record: ImageRecord,
@@ -140,7 +150,8 @@ impl Images {
         error: ResolveError,
     ) -> Result<Resolved, ResolveError> {
         let pulled = self.remembered(&record, None).await?;
-        if pulled.covers.subject != Subject::AnyMember && pulled.covers.not_after <= now() {
+        let private = pulled.covers.subject != Subject::AnyMember;
+        if private && (pulled.covers.not_after <= now() || !self.goes_on(&record.repository, credentials)) {
             return Err(error);
         }
         let whole = self.parts.store.blob(&record.image).filter(|blob| blob.is_complete());

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -21,7 +22,10 @@ use shoal_proto::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{ApiReply, Asked, CONTENT_DIGEST, blobs::Sent, first_known, flight::Flights, manifest::Children, respond};
+use super::{
+    ApiReply, Asked, CONTENT_DIGEST, blobs::Sent, first_known, flight::Flights, grants::Grants, manifest::Children,
+    respond,
+};
 use crate::{
     config,
     handle::{Handle, WantError},
@@ -59,6 +63,8 @@ pub struct ImagesParts {
 pub(super) struct Images {
     pub(super) parts: ImagesParts,
     flights: Flights<(Repository, Reference, Credentials), Result<Resolved, ResolveError>>,
+    /// What the seeder lately said of clients.
+    pub(super) grants: Grants,
     /// Until when the loop's capability for an image lasts.
     told: Mutex<BTreeMap<(Digest, Repository), UnixSeconds>>,
     /// In which images a blob is. Bounded by the image records in the store.
@@ -127,6 +133,7 @@ impl Images {
     pub(super) fn new(parts: ImagesParts) -> Arc<Self> {
         let images = Self {
             flights: Flights::new(),
+            grants: Grants::new(),
             told: Mutex::default(),
             members: Mutex::default(),
             prefetching: Mutex::default(),
@@ -224,7 +231,9 @@ impl Images {
         let known = self.parts.store.tag(repository, tag)?;
         let fresh = async {
             let digest = known.as_ref().map(|row| &row.image);
-            let head = self.upstream().head_manifest(repository, &reference, accept, digest, credentials).await?;
+            let head = self.upstream().head_manifest(repository, &reference, accept, digest, credentials).await;
+            self.grants.note(repository, credentials, &head, Instant::now());
+            let head = head?;
             if let Some(row) = &known
                 && row.image == head.digest
                 && let Some(resolved) = self.whole(repository, &head.digest).await?
@@ -284,7 +293,9 @@ impl Images {
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<Resolved, ResolveError> {
-        let pulled = self.upstream().pull(repository, reference, credentials).await?;
+        let pulled = self.upstream().pull(repository, reference, credentials).await;
+        self.grants.note(repository, credentials, &pulled, Instant::now());
+        let pulled = pulled?;
         let manifest = self.manifest_of(repository, &pulled, credentials).await?;
         self.keep(repository, pulled, manifest, credentials, false).await
     }

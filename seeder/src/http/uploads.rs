@@ -65,7 +65,7 @@ impl Registry {
         let Some(from) = asked.query.first("from").and_then(|from| from.parse::<Repository>().ok()) else {
             return Ok(false);
         };
-        let subject = self.access.subject(&asked.headers, asked.peer);
+        let subject = self.access.subject(&asked.headers);
         if self.access.authorise(&subject, Some(&from), Action::Pull).is_err() {
             return Ok(false);
         }

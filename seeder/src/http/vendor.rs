@@ -98,14 +98,18 @@ impl Registry {
             region: self.fleet.region_key(digest, region),
         });
         let discovery = discovery.collect();
-        let (introductions, candidates) = me.map_or_else(Default::default, |me| self.introduce(&image, me));
         let public = self.access.is_public(name);
+        let subject = match &me {
+            Some(me) if !public => Subject::Node(me.node),
+            Some(_) | None => Subject::AnyMember,
+        };
+        let (introductions, candidates) = me.map_or_else(Default::default, |me| self.introduce(&image, me));
         Ok(encoded(&Pulled {
             digest: image,
             tag_record: self.tag_record(name, reference, &manifest, public).await?,
             media_type: manifest.media_type,
             statements: infos.into_iter().map(|info| info.statement).collect(),
-            capability: self.capability(image, digests),
+            capability: self.capability(image, subject, digests),
             discovery,
             bundle: public.then(|| self.fleet.bundle_key(name, reference)),
             candidates,
@@ -148,29 +152,31 @@ impl Registry {
         Ok(Some(self.fleet.sign(&record)))
     }
 
-    /// Leave for any member to read an image. The same for all who ask in a quarter of an hour.
-    fn capability(&self, image: Digest, digests: Vec<Digest>) -> Envelope {
+    /// Leave to read an image: for any member if anybody may, the same for all who ask in a quarter of an hour; for the one
+    /// node that asks if only its client may.
+    fn capability(&self, image: Digest, subject: Subject, digests: Vec<Digest>) -> Envelope {
         let now = unix_seconds();
+        if subject != Subject::AnyMember {
+            return self.sign_capability(image, subject, digests).1;
+        }
         let mut kept = self.capabilities.lock().expect("nobody panics while holding the capabilities");
         if let Some((_, capability)) = kept.0.get(&image).filter(|(until, _)| *until >= now + CAPABILITY_LEFT_S) {
             return capability.clone();
         }
-        let (not_before, not_after) = valid_for(CAPABILITY_S);
-        let discovery = self.fleet.digest_key(&image);
-        let capability = Capability {
-            subject: Subject::AnyMember,
-            covered: Covered::List(digests),
-            discovery,
-            not_before,
-            not_after,
-        };
-        let signed = self.fleet.sign(&capability);
+        let (not_after, signed) = self.sign_capability(image, subject, digests);
         if kept.0.len() >= CAPABILITIES_MAX {
             let oldest = kept.0.iter().min_by_key(|(_, (until, _))| *until).map(|(digest, _)| *digest);
             oldest.and_then(|digest| kept.0.remove(&digest));
         }
         kept.0.insert(image, (not_after, signed.clone()));
         signed
+    }
+
+    fn sign_capability(&self, image: Digest, subject: Subject, digests: Vec<Digest>) -> (UnixSeconds, Envelope) {
+        let (not_before, not_after) = valid_for(CAPABILITY_S);
+        let (covered, discovery) = (Covered::List(digests), self.fleet.digest_key(&image));
+        let capability = Capability { subject, covered, discovery, not_before, not_after };
+        (not_after, self.fleet.sign(&capability))
     }
 
     pub(super) async fn statement(&self, name: &Repository, digest: Digest) -> Answer {

@@ -1,4 +1,4 @@
-//! What an administrator orders about tokens and members, as the socket and the command line carry it.
+//! What an administrator orders about tokens, members and users, as the socket and the command line carry it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use shoal_proto::{
 };
 
 use super::{Member, Members, OrderError, Token, decode};
-use crate::time::unix_seconds;
+use crate::{time::unix_seconds, users::Grants};
 
 /// Tokens or members in one answer.
 const PAGE: usize = 500;
@@ -45,6 +45,20 @@ pub enum Order {
     RevokeMember {
         /// Its id in hex.
         node: String,
+    },
+    /// Make a user, or give one other rights and another password.
+    PutUser {
+        /// Its name.
+        name: String,
+        /// What it may do.
+        grants: Grants,
+    },
+    /// List the users.
+    ListUsers,
+    /// Remove a user.
+    RemoveUser {
+        /// Its name.
+        name: String,
     },
 }
 
@@ -133,6 +147,20 @@ impl Members {
             Order::RevokeMember { node } => {
                 let member = self.revoke(&NodeId(bytes("node id", &node)?)).await?;
                 Ok(member_json(&node, &member))
+            }
+            Order::PutUser { name, grants } => {
+                let password = self.users.put(&name, grants).await?;
+                Ok(serde_json::json!({ "name": name, "password": password }))
+            }
+            Order::ListUsers => {
+                let users = self.users.list().into_iter();
+                let items: Vec<_> =
+                    users.map(|(name, grants)| serde_json::json!({ "name": name, "grants": grants })).collect();
+                Ok(serde_json::json!({ "items": items, "more": false }))
+            }
+            Order::RemoveUser { name } => {
+                self.users.remove(&name).await?;
+                Ok(serde_json::json!({ "name": name }))
             }
         }
     }

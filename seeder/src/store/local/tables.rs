@@ -17,7 +17,7 @@
 //! | `upload.1` | session | [`UploadRecord`] |
 //! | `reference.1` | repository, blob, manifest | nothing: the manifest names the blob, unless the manifest is gone |
 //! | `holder.1` | digest, `b` or `m`, repository | nothing: the digest is a blob or a manifest of the repository |
-//! | `fleet.1` | what the fleet's records choose | tokens, members, revocations |
+//! | `fleet.1` | what the fleet's records choose | tokens, members, revocations, users |
 
 use std::path::Path;
 
