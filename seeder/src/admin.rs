@@ -22,7 +22,7 @@ use crate::{
     keys::Fleet,
     members::{Members, order::Order},
     metrics::{Metrics, Payload},
-    store::{Collected, Counts, Store, StoreError},
+    store::{Collected, Counts, Store, StoreError, local::backup::Backup},
 };
 
 /// What an order about tokens and members begins with; JSON follows.
@@ -145,6 +145,10 @@ impl Admin {
                 Ok(done) => serde_json::json!({ "ok": done }),
                 Err(error) => serde_json::json!({ "error": error.to_string() }),
             },
+            line if let Some(to) = line.strip_prefix("backup ") => match self.store.backup(Path::new(to)).await {
+                Ok(done) => serde_json::json!({ "ok": done }),
+                Err(error) => serde_json::json!({ "error": error.to_string() }),
+            },
             "scrub" => match scrub(&*self.store).await {
                 Ok(found) => serde_json::json!({ "ok": found }),
                 Err(error) => serde_json::json!({ "error": error.to_string() }),
@@ -231,6 +235,19 @@ pub async fn ask(dir: &Path) -> Result<Report, AskError> {
 /// None runs, or it does not answer.
 pub async fn collect(dir: &Path) -> Result<Collected, AskError> {
     command(dir, "gc", LONG_PATIENCE).await
+}
+
+/// Has the seeder that serves `dir` copy all that it stores into `to`, an absolute path that is not there.
+///
+/// # Errors
+/// None runs, it does not answer, or it cannot write there.
+pub async fn backup(dir: &Path, to: &Path) -> Result<Backup, AskError> {
+    // A command is one line of text.
+    if to.to_str().is_none_or(|to| to.contains(char::is_control) || to.trim() != to) {
+        let error = io::Error::other("the backup's path has bytes that cannot be passed on");
+        return Err(AskError::Failed { path: socket_path(dir), error });
+    }
+    command(dir, &format!("backup {}", to.display()), LONG_PATIENCE).await
 }
 
 /// Has the seeder that serves `dir` hash again all that it stores.

@@ -94,6 +94,9 @@ pub struct Limits {
     pub connections: usize,
     /// Bodies from files that are sent at once; clients beyond are told to come again (429).
     pub transfers: usize,
+    /// Requests a second of one client address, with a burst of two seconds' worth; beyond it is told to come again (429).
+    /// 0: as many as it likes.
+    pub requests_per_s: u32,
     /// Nodes that are sent pieces at once on a fast uplink (on a slow one it is two); further ones queue.
     pub piece_slots: usize,
     /// Seconds for which an upload may be left alone before it is cancelled.
@@ -124,6 +127,7 @@ impl Default for Limits {
         Self {
             connections: 4096,
             transfers: 512,
+            requests_per_s: 0,
             piece_slots: 32,
             upload_idle_s: 86_400,
             free_bytes: FREE_BYTES_MIN,
@@ -213,7 +217,7 @@ mod tests {
         let example = include_str!("../seeder.example.toml");
         assert_eq!(parse(example).unwrap(), Config::default());
         let keys = example.lines().filter(|line| line.contains(" = ")).count();
-        assert_eq!(keys, 15, "every key is shown");
+        assert_eq!(keys, 16, "every key is shown");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -35,11 +35,13 @@ mod blobs;
 mod manifests;
 mod members;
 mod query;
+mod rates;
 mod tags;
 mod uploads;
 mod vendor;
 
 use query::Query;
+use rates::Rates;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -61,6 +63,8 @@ pub(crate) struct Parts {
     /// Piece requests that are served at once; further ones queue, so that the first pieces are out early and can be
     /// traded.
     pub(crate) piece_slots: usize,
+    /// Requests a second of one client; 0 for no limit.
+    pub(crate) requests_per_s: u32,
 }
 
 impl std::fmt::Debug for dyn Store {
@@ -79,6 +83,7 @@ pub(crate) struct Registry {
     events: Events,
     metrics: Arc<Metrics>,
     addresses: AddressRule,
+    rates: Rates,
     transfers: Arc<Semaphore>,
     piece_slots: Arc<Slots>,
     /// Manifests that are read from clients at once.
@@ -124,7 +129,7 @@ type Answer = Result<Reply, ApiError>;
 
 impl Registry {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, members, access, metrics, addresses, transfers_max, piece_slots } = parts;
+        let Parts { store, members, access, metrics, addresses, transfers_max, piece_slots, requests_per_s } = parts;
         Self {
             store,
             fleet: Arc::clone(members.fleet()),
@@ -133,6 +138,7 @@ impl Registry {
             events: Events::new(Arc::clone(&metrics)),
             metrics,
             addresses,
+            rates: Rates::new(requests_per_s),
             transfers: Arc::new(Semaphore::new(transfers_max)),
             piece_slots: Slots::new(piece_slots),
             manifest_bodies: Semaphore::new(manifests::BODIES_MAX),
@@ -269,6 +275,11 @@ impl Service for Registry {
         let (parts, body) = request.into_parts();
         let method = method_label(&parts.method);
         let (label, answer) = match Route::parse(parts.uri.path()) {
+            Ok(route) if let Err(wait) = self.rates.pass(peer.remote.ip(), Instant::now()) => {
+                drain(body).await;
+                let error = ApiError::new(ErrorCode::TooManyRequests, "this client asks too often");
+                (label(&route), Err(error.retry_after(wait)))
+            }
             Ok(route) => {
                 let asked = asked(parts.method, parts.headers, &parts.uri, peer);
                 (label(&route), self.answer(route, asked, body).await)

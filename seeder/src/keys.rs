@@ -113,6 +113,18 @@ impl Fleet {
         Self::of(secrets)
     }
 
+    /// Raises the epoch of the keys in `store`: for a store that goes back in time.
+    ///
+    /// # Errors
+    /// The store cannot be used, or what it holds is damaged.
+    pub async fn raise_epoch(store: &dyn Store) -> Result<(), KeysError> {
+        let Some(bytes) = store.secrets().await? else { return Ok(()) };
+        let mut secrets: Secrets = codec::decode::<_, SECRETS_LEN_MAX>(&bytes).map_err(|_| KeysError::Damaged)?;
+        secrets.epoch = unix_seconds().max(secrets.epoch + 1);
+        store.put_secrets(codec::encode(&secrets)).await?;
+        Ok(())
+    }
+
     fn of(secrets: Secrets) -> Result<Self, KeysError> {
         let Secrets { epoch, discovery, root, key_set: signed_key_set, keys } = secrets;
         let root_key = ed25519_dalek::VerifyingKey::from_bytes(&root).map_err(|_| KeysError::Damaged)?;

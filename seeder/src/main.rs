@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use shoal_seeder::{
     Config, Seeder, StartError,
     admin::{self, AskError, Report, Scrub},
+    store::local::backup::Backup,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -36,6 +37,10 @@ enum Command {
     Status(StatusArgs),
     /// Run one pass of the collector now. What it condemns, a later pass deletes.
     Gc(Common),
+    /// Copy all that is stored into a directory that is not there yet, while serving.
+    Backup(BackupArgs),
+    /// Put a backup into an empty data directory.
+    Restore(BackupArgs),
     /// Hash all that is stored once more; exit 1 if something is damaged.
     Scrub(Common),
     /// Tokens by which nodes join the fleet.
@@ -75,6 +80,15 @@ struct Serve {
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
+}
+
+#[derive(Debug, Args)]
+struct BackupArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The backup's directory.
+    #[arg(value_name = "BACKUP")]
+    dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -141,6 +155,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 }
                 done => done?,
             };
+            say(&mut std::io::stdout(), &serde_json::to_string(&done)?);
+            Ok(())
+        }
+        Command::Backup(args) => {
+            let config = config(&args.common, |_| {})?;
+            let to = std::path::absolute(&args.dir).context("cannot make the path absolute")?;
+            let done = runtime.block_on(backup(&config, &to))?;
+            say(&mut std::io::stdout(), &serde_json::to_string(&done)?);
+            Ok(())
+        }
+        Command::Restore(args) => {
+            let config = config(&args.common, |_| {})?;
+            let done = runtime.block_on(Seeder::restore(&config, &args.dir))?;
             say(&mut std::io::stdout(), &serde_json::to_string(&done)?);
             Ok(())
         }
@@ -220,6 +247,13 @@ async fn status(config: &Config) -> anyhow::Result<Report> {
             Ok(Seeder::inspect(config).await?)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+async fn backup(config: &Config, to: &std::path::Path) -> anyhow::Result<Backup> {
+    match admin::backup(&config.data_dir, to).await {
+        Err(AskError::NotRunning) => Ok(Seeder::backup(config, to).await?),
+        done => Ok(done?),
     }
 }
 

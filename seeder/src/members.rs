@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `t` token id | [`Token`] |
 //! | `m` node | [`Member`] |
-//! | `r` | [`Revoked`] |
+//! | `r` | `Revoked` |
 //! | `u` name | a user |
 //!
 //! A member keeps its serial over all renewals, so one entry of the list takes all its memberships; the entry is dropped

@@ -29,7 +29,11 @@ use crate::{
     status::Status,
     store::{
         Collected, Store, StoreError,
-        local::{Local, OpenError, ledger::Times},
+        local::{
+            Local, OpenError,
+            backup::{Backup, RestoreError, finish_restore, restore},
+            ledger::Times,
+        },
     },
     swarm::AddressRule,
 };
@@ -63,6 +67,9 @@ pub enum StartError {
     /// An order cannot be carried out.
     #[error(transparent)]
     Order(#[from] OrderError),
+    /// The backup is not put back.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -98,6 +105,7 @@ impl Seeder {
             addresses: AddressRule { ranges: config.ranges()? },
             transfers_max: config.limits.transfers,
             piece_slots: config.limits.piece_slots,
+            requests_per_s: config.limits.requests_per_s,
         }));
         let limits = shoal_http::Limits {
             connections_max: config.limits.connections,
@@ -146,6 +154,35 @@ impl Seeder {
             tasks,
             status_task,
         })
+    }
+
+    /// Copies the store of `config` into `to`, when no seeder serves it.
+    ///
+    /// # Errors
+    /// The store cannot be opened, or `to` not be written.
+    pub async fn backup(config: &Config, to: &Path) -> Result<Backup, StartError> {
+        let (store, _fleet) = open(config).await?;
+        let done = store.backup(to).await?;
+        store.close().await;
+        Ok(done)
+    }
+
+    /// Puts a backup into the empty data directory of `config`, and raises the fleet's epoch: what the lost store had
+    /// signed after the backup is not taken for newer than what this one signs.
+    ///
+    /// # Errors
+    /// There is no whole backup, the data directory is in use, or copying failed.
+    pub async fn restore(config: &Config, from: &Path) -> Result<Backup, StartError> {
+        let (source, target) = (from.to_owned(), config.data_dir.clone());
+        let copied = tokio::task::spawn_blocking(move || restore(&source, &target)).await;
+        let done = copied.map_err(StoreError::failed("restore"))??;
+        let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
+        let opened = tokio::task::spawn_blocking(move || Local::open_any(&dir, free, Times::default())).await;
+        let store = opened.map_err(StoreError::failed("open"))??;
+        Fleet::raise_epoch(&store).await?;
+        store.close().await;
+        finish_restore(&config.data_dir)?;
+        Ok(done)
     }
 
     /// Hashes again what the store of `config` holds, when no seeder serves it.

@@ -8,7 +8,7 @@
 //! reachable under its digest only after the digest was computed over every byte of it. A blob belongs to the
 //! repositories that it is linked into; asking under any other finds nothing, whether or not the bytes are held.
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -374,6 +374,8 @@ pub trait Store: Send + Sync + 'static {
     fn swap_fleet_records(&self, swaps: Vec<Swap>) -> Op<'_, bool>;
     /// Up to `n` records of the fleet whose keys begin with `prefix`, in order, after the key `after`.
     fn fleet_records(&self, prefix: Vec<u8>, after: Option<Vec<u8>>, n: usize) -> Op<'_, Page<FleetRecord>>;
+    /// Copies all that is stored into the directory `to`, which must not be there, while serving.
+    fn backup<'a>(&'a self, to: &'a Path) -> Op<'a, local::backup::Backup>;
     /// Deletes what nobody can reach any more and what nobody has relied on for long, while serving: one pass.
     fn collect(&self) -> Op<'_, Collected>;
     /// Hashes some of the stored content again, after `after` in an order of the store's own.

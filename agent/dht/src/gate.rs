@@ -4,7 +4,7 @@
 //! other the verdict. A node that is not let in has reached nothing: no protocol of ours has seen a byte of it, and it has
 //! learnt that a member is here, and why it is none.
 //!
-//! On the wire each side writes `length (u32 LE) ‖ Option<Envelope>`, then one byte: 0 for welcome, else a [`Verdict`].
+//! On the wire each side writes `length (u32 LE) ‖ Option<Envelope>`, then one byte: 0 for welcome, else a `Verdict`.
 
 use std::{fmt, io, pin::Pin, sync::Arc};
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/lock               held while the process runs
+//! <data>/format             the version of this layout (`format.rs`)
 //! <data>/root.key, admin.sock, addresses.json   see `keys.rs`, `admin.rs`, `seeder.rs`
 //! <data>/db/                RocksDB (`tables.rs`)
 //! <data>/blobs/<algorithm>/<first two hex digits>/<hex>
@@ -44,13 +45,16 @@ use crate::store::{
 };
 use crate::time::monotonic_ms;
 use append::UNWRITTEN_MAX;
+use backup::Backup;
 use gc::GUARDS;
 use ledger::{Ledger, Times};
 use tables::{META_SECRETS, META_TAG_COUNTER, Table, Tables};
 use uploads::Session;
 
 mod append;
+pub mod backup;
 mod fleet;
+mod format;
 mod gc;
 pub mod ledger;
 #[cfg(test)]
@@ -83,6 +87,19 @@ pub enum OpenError {
     /// Another process holds it.
     #[error("another process uses the data directory {}; stop it first, or use another directory", .0.display())]
     Locked(PathBuf),
+    /// A backup was being put back, and that did not come to its end.
+    #[error("a restore into {} was not finished; empty the directory and restore again", .0.display())]
+    Unfinished(PathBuf),
+    /// A later version of this program has written it.
+    #[error("the data directory {} has format {found}, and this version knows up to {known}: a later version wrote it; run that one", path.display())]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The latest that is understood here.
+        known: u32,
+    },
     /// The database does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -133,8 +150,17 @@ impl Local {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(dir: &Path, free_bytes_min: u64, times: Times) -> Result<Self, OpenError> {
+        if backup::is_unfinished(dir) {
+            return Err(OpenError::Unfinished(dir.to_owned()));
+        }
+        Self::open_any(dir, free_bytes_min, times)
+    }
+
+    /// The same for a store that is being restored, too.
+    pub(crate) fn open_any(dir: &Path, free_bytes_min: u64, times: Times) -> Result<Self, OpenError> {
         make_dir(dir)?;
         let lock = lock(dir)?;
+        format::check(dir)?;
         for part in ["uploads", "quarantine", "blobs", "blobs/sha256", "blobs/sha512"] {
             make_dir(&dir.join(part))?;
         }
@@ -160,6 +186,7 @@ impl Local {
             _lock: lock,
         };
         inner.index()?;
+        format::record(dir)?;
         let strays = inner.remove_stray_uploads()?;
         if strays > 0 {
             tracing::info!(strays, "removed files of uploads that no session knows");
@@ -389,6 +416,11 @@ impl Store for Local {
             self.0.jobs.close();
             self.0.jobs.wait().await;
         })
+    }
+
+    fn backup<'a>(&'a self, to: &'a Path) -> Op<'a, Backup> {
+        let to = to.to_owned();
+        on_blocking!(self, [], inner => inner.backup(&to))
     }
 
     fn collect(&self) -> Op<'_, Collected> {

@@ -287,6 +287,12 @@ impl Tables {
         Ok(count.map_err(failed("count records"))?.unwrap_or(0))
     }
 
+    /// Copies the database as it is now into `to`.
+    pub(crate) fn checkpoint(&self, to: &Path) -> Result<(), StoreError> {
+        let checkpoint = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(failed("copy the database"))?;
+        checkpoint.create_checkpoint(to).map_err(failed("copy the database"))
+    }
+
     pub(crate) fn batch(&self) -> Batch<'_> {
         Batch { tables: self, batch: WriteBatch::default() }
     }

@@ -12,9 +12,9 @@ use shoal_proto::{
     signed::Statement,
 };
 
-use super::Local;
+use super::{Local, uploads::UPLOADS_MAX};
 use crate::store::{
-    AppendError, CommitError, Expected, Manifest, MoveTagError, NewManifest, PutManifestError, Sign, Store,
+    AppendError, BeginError, CommitError, Expected, Manifest, MoveTagError, NewManifest, PutManifestError, Sign, Store,
 };
 
 pub(super) fn sign() -> Sign {
@@ -146,4 +146,23 @@ async fn bytes_past_the_hashed_length_never_become_part_of_a_blob() {
     let info = store.commit_upload(&a, &upload, digest, sign()).await.unwrap();
     assert_eq!(info.size, 100_000);
     assert_eq!(std::fs::read(store.0.blob_path(&digest)).unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_sessions_are_asked_for_and_a_thousand_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, store) = (name("a"), Local::open(dir.path(), 0).unwrap());
+    let (mut open, mut refused) = (Vec::new(), 0);
+    for _ in 0..100_000 {
+        match store.0.begin(&a, Algorithm::Sha256) {
+            Ok(upload) => open.push(upload),
+            Err(error) => {
+                assert!(matches!(error, BeginError::TooMany), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((open.len(), refused), (UPLOADS_MAX, 100_000 - UPLOADS_MAX));
+    store.cancel_upload(&a, &open[0]).await.unwrap();
+    assert!(store.begin_upload(&a, Algorithm::Sha256).await.is_ok(), "one that ends makes room");
 }

@@ -201,22 +201,19 @@ impl Inner {
 
     /// Cancels the session that was idle for longest, if it was idle for long enough.
     fn evict(&self) -> Result<bool, StoreError> {
+        let idle_since = unix_seconds().saturating_sub(EVICT_IDLE_S);
         let oldest = self
             .sessions()
             .iter()
-            .map(|(upload, session)| {
-                (session.touched.load(Ordering::Relaxed), upload.clone(), session.repository.clone())
-            })
-            .min_by_key(|(touched, ..)| *touched);
-        match oldest {
-            Some((touched, upload, repository)) if touched + EVICT_IDLE_S <= unix_seconds() => {
-                match self.cancel(&repository, &upload) {
-                    Ok(()) => Ok(true),
-                    Err(AppendError::Store(error)) => Err(error),
-                    Err(AppendError::Busy | AppendError::Unknown | AppendError::Offset { .. }) => Ok(false),
-                }
-            }
-            _ => Ok(false),
+            .map(|(upload, session)| (session.touched.load(Ordering::Relaxed), upload, session))
+            .min_by_key(|(touched, ..)| *touched)
+            .filter(|(touched, ..)| *touched <= idle_since)
+            .map(|(_, upload, session)| (upload.clone(), session.repository.clone()));
+        let Some((upload, repository)) = oldest else { return Ok(false) };
+        match self.cancel(&repository, &upload) {
+            Ok(()) => Ok(true),
+            Err(AppendError::Store(error)) => Err(error),
+            Err(AppendError::Busy | AppendError::Unknown | AppendError::Offset { .. }) => Ok(false),
         }
     }
 
