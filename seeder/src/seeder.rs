@@ -107,13 +107,8 @@ impl Seeder {
             piece_slots: config.limits.piece_slots,
             requests_per_s: config.limits.requests_per_s,
         }));
-        let limits = shoal_http::Limits {
-            connections_max: config.limits.connections,
-            drain: Duration::from_secs(config.limits.drain_s),
-            ..shoal_http::Limits::default()
-        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(shoal_http::serve(listeners, registry, limits, stop.clone().cancelled_owned()));
+        tasks.spawn(shoal_http::serve(listeners, registry, http_limits(&config), stop.clone().cancelled_owned()));
         tasks.spawn(expire_uploads(Arc::clone(&store), config.limits.upload_idle_s, stop.clone()));
         if config.gc.every_s > 0 {
             let (every, deadline) =
@@ -266,6 +261,15 @@ fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &
         tracing::info!("users may do what they were given; nodes join by token");
     } else {
         tracing::warn!("whoever can reach the port from this machine may push, pull and delete; nodes join by token");
+    }
+}
+
+/// What clients of the registry may take up.
+fn http_limits(config: &Config) -> shoal_http::Limits {
+    shoal_http::Limits {
+        connections_max: config.limits.connections,
+        drain: Duration::from_secs(config.limits.drain_s),
+        ..shoal_http::Limits::default()
     }
 }
 
