@@ -12,10 +12,13 @@
 //!
 //! **Keys** are the 32 bytes that the seeder derives; records with other keys are refused. Values are never stored.
 //!
-//! **Traffic.** Kademlia's own republishing is off: it would announce every held blob in one burst. Here keys wait their
-//! turn, at most [`PROVIDES_MAX`] announcements at once, and are refreshed every [`REFRESH`], well within the records'
-//! [`RECORD_TTL`]. A record cannot be withdrawn: a node stops refreshing and answers "not held".
+//! **Traffic.** Kademlia's own announcements carry one key each and begin with a look-up; they are neither sent nor taken
+//! here. Kademlia finds the nodes that are to keep a key, at most [`PROVIDES_MAX`] look-ups at once; these are remembered,
+//! and each is told of all its keys together ([`batch`]) every [`REFRESH`], well within the records' [`RECORD_TTL`]
+//! ([`announce`]). A record cannot be withdrawn: a node stops refreshing and answers "not held".
 
+pub mod announce;
+pub mod batch;
 pub mod gate;
 pub mod records;
 #[cfg(test)]
@@ -43,13 +46,16 @@ use self::{gate::Gate, worker::Worker};
 pub const KAD_PROTOCOL: &str = "/shoal/kad/1";
 /// How long others keep our records: a node that is gone is dialled in vain for at most so long.
 pub const RECORD_TTL: Duration = Duration::from_secs(60 * 60);
-/// How often a key is announced again. Two refreshes fit into the life of a record, so one may fail.
+/// How often records are refreshed. Two refreshes fit into the life of a record, so one may fail.
 pub const REFRESH: Duration = Duration::from_secs(25 * 60);
-/// Nodes that keep each record, and that a look-up ends at. Stock is 20, which makes an announcement cost 200 KB. A record
+/// Nodes that keep each record, and that a look-up ends at. Stock is 20, which makes a look-up cost 200 KB. A record
 /// is gone before its time only if all of them leave within [`REFRESH`].
 pub const REPLICATION: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
-/// Announcements under way at once. Each asks about twenty nodes; a thousand keys take minutes, and nobody notices.
+/// Look-ups under way at once of those who are to keep a key. Each asks about twenty nodes; a thousand keys take minutes,
+/// and nobody notices.
 pub const PROVIDES_MAX: usize = 4;
+/// Announcements under way at once, a batch to a node each.
+pub const BATCHES_MAX: usize = 8;
 /// Look-ups under way at once; further ones wait.
 pub const FINDS_MAX: usize = 16;
 /// Look-ups that wait. The policy asks again every few seconds, so what does not fit is not lost.

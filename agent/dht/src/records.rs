@@ -64,6 +64,9 @@ impl Records {
 
     /// What this node's own records say from now on.
     pub fn set_my_addresses(&mut self, addresses: Vec<Multiaddr>) {
+        for record in self.keys.values_mut().flatten().filter(|record| record.provider == self.me) {
+            record.addresses.clone_from(&addresses);
+        }
         self.my_addresses = addresses;
     }
 

@@ -146,6 +146,39 @@ async fn a_holder_is_found_through_a_third_node_with_its_peer_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_keys_announced_at_once_are_all_found() {
+    let (mut holder, middle, mut seeker) = (Host::new(1).await, Host::new(2).await, Host::new(3).await);
+    holder.knows(&middle);
+    seeker.knows(&middle);
+    holder.table(1).await;
+    seeker.table(1).await;
+    // More than one message holds.
+    let key = |n: usize| {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&n.to_le_bytes());
+        key
+    };
+    let keys: Vec<DiscoveryKey> = (0..batch::KEYS_MAX + 10).map(key).collect();
+    holder.net.announce(keys.clone());
+    let mut missing: std::collections::BTreeSet<DiscoveryKey> = keys.into_iter().collect();
+    let found = async {
+        while !missing.is_empty() {
+            let asked: Vec<DiscoveryKey> = missing.iter().take(FINDS_MAX).copied().collect();
+            let mut open = asked.len();
+            seeker.net.find(asked);
+            while open > 0 {
+                match seeker.events.recv().await.expect("the host lives") {
+                    NetEvent::Found { key, .. } => drop(missing.remove(&key)),
+                    NetEvent::Done { .. } => open -= 1,
+                    NetEvent::Table(_) => {}
+                }
+            }
+        }
+    };
+    timeout(SOON, found).await.expect("all are found");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_that_is_taken_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();

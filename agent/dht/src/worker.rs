@@ -16,9 +16,11 @@ use libp2p::{
     identify,
     identity::Keypair,
     kad::{
-        self, GetProvidersOk, InboundRequest, Mode, QueryId, QueryResult, RecordKey, StoreInserts, store::RecordStore,
+        self, GetClosestPeersError, GetProvidersOk, Mode, ProviderRecord, QueryId, QueryResult, RecordKey,
+        StoreInserts, store::RecordStore,
     },
     noise, ping,
+    request_response::{self, Message, OutboundRequestId},
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
     tcp, yamux,
 };
@@ -29,12 +31,14 @@ use shoal_proto::{
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use super::{
-    ANNOUNCED_MAX, CONNECTIONS_MAX, Command, Door, FINDS_MAX, FINDS_WAITING_MAX, IDLE_TIMEOUT, KAD_PROTOCOL, NetConfig,
-    NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REFRESH, REPLICATION, contact,
-    door,
+    BATCHES_MAX, CONNECTIONS_MAX, Command, Door, FINDS_MAX, FINDS_WAITING_MAX, IDLE_TIMEOUT, KAD_PROTOCOL, NetConfig,
+    NetError, NetEvent, PENDING_INCOMING_MAX, PROVIDES_MAX, QUERY_TIMEOUT, RECORD_TTL, REPLICATION,
+    announce::{Announcements, Batch},
+    batch::{self, Announcement},
+    contact, door,
     gate::{Gate, Gated},
     libp2p_address, node_id, peer_address, peer_id,
-    records::Records,
+    records::{ADDRESSES_MAX, Records},
 };
 
 /// How often announcements that are due are looked for.
@@ -52,10 +56,12 @@ pub(super) struct Behaviour {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     kad: kad::Behaviour<Records>,
+    batch: batch::Behaviour,
 }
 
 enum Query {
-    Announce,
+    /// For those who are to keep a key.
+    Keepers(DiscoveryKey),
     Find(DiscoveryKey),
 }
 
@@ -67,9 +73,11 @@ pub(super) struct Worker {
     listeners: BTreeMap<SocketAddr, (ListenerId, Option<u16>)>,
     events: mpsc::Sender<NetEvent>,
     queries: HashMap<QueryId, Query>,
-    /// When each key is announced next.
-    announced: BTreeMap<DiscoveryKey, Instant>,
-    announcing: usize,
+    announcements: Announcements,
+    /// Look-ups for keepers.
+    looking: usize,
+    /// The messages under way.
+    batches: HashMap<OutboundRequestId, Batch>,
     finding: BTreeSet<DiscoveryKey>,
     waiting: VecDeque<DiscoveryKey>,
     swept: Instant,
@@ -103,8 +111,9 @@ impl Worker {
             listeners: BTreeMap::new(),
             events,
             queries: HashMap::new(),
-            announced: BTreeMap::new(),
-            announcing: 0,
+            announcements: Announcements::default(),
+            looking: 0,
+            batches: HashMap::new(),
             finding: BTreeSet::new(),
             waiting: VecDeque::new(),
             swept: now,
@@ -184,17 +193,19 @@ impl Worker {
         match command {
             Command::Announce(keys) => {
                 let now = Instant::now();
-                for key in keys {
-                    if self.announced.len() < ANNOUNCED_MAX {
-                        self.announced.entry(key).or_insert(now);
-                    }
+                let me = *self.swarm.local_peer_id();
+                for key in keys.into_iter().filter(|key| self.announcements.add(*key, now)) {
+                    // Of its own it keeps as many as it announces. Those never expire.
+                    let record = ProviderRecord::new(key.to_vec(), me, Vec::new());
+                    let _ = self.swarm.behaviour_mut().kad.store_mut().add_provider(record);
                 }
                 self.announce_due(now);
             }
             Command::Withdraw(keys) => {
+                let me = *self.swarm.local_peer_id();
                 for key in keys {
-                    self.announced.remove(&key);
-                    self.swarm.behaviour_mut().kad.stop_providing(&RecordKey::new(&key));
+                    self.announcements.remove(&key);
+                    self.swarm.behaviour_mut().kad.store_mut().remove_provider(&RecordKey::new(&key), &me);
                 }
             }
             Command::Find(keys) => {
@@ -231,6 +242,8 @@ impl Worker {
     fn on_tick(&mut self) {
         let now = Instant::now();
         self.announce_due(now);
+        // Not sooner: what is found within a tick goes together.
+        self.send_batches(now);
         if now.duration_since(self.swept) >= SWEEP {
             self.swept = now;
             self.swarm.behaviour_mut().kad.store_mut().sweep(now);
@@ -249,21 +262,28 @@ impl Worker {
         self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
     }
 
-    /// Starts announcements that are due, while there is room and anybody to announce to.
+    /// Starts what is due of announcements, while there is room and anybody to announce to.
     fn announce_due(&mut self, now: Instant) {
-        if self.announcing >= PROVIDES_MAX || self.announced.is_empty() || self.nodes() == 0 {
+        let table = self.nodes();
+        if table == 0 {
             return;
         }
-        let room = PROVIDES_MAX - self.announcing;
-        let due: Vec<_> = self.announced.iter().filter(|(_, at)| **at <= now).take(room).map(|(key, _)| *key).collect();
-        for key in due {
-            if let Ok(id) = self.swarm.behaviour_mut().kad.start_providing(RecordKey::new(&key)) {
-                self.queries.insert(id, Query::Announce);
-                self.announcing += 1;
-                // Spread, so that what was announced together is not refreshed together.
-                let jitter = REFRESH.as_secs() / 8 * u64::from(key[31]) / 256;
-                self.announced.insert(key, now + REFRESH - Duration::from_secs(jitter));
-            }
+        for key in self.announcements.look_ups(PROVIDES_MAX.saturating_sub(self.looking), table, now) {
+            let id = self.swarm.behaviour_mut().kad.get_n_closest_peers(key.to_vec(), REPLICATION);
+            self.queries.insert(id, Query::Keepers(key));
+            self.looking += 1;
+        }
+    }
+
+    /// Sends the announcements that wait, a batch to a node.
+    fn send_batches(&mut self, now: Instant) {
+        let room = BATCHES_MAX.saturating_sub(self.batches.len());
+        let addresses: Vec<Multiaddr> = self.swarm.external_addresses().take(ADDRESSES_MAX).cloned().collect();
+        for batch in self.announcements.batches(room, now) {
+            let announcement = Announcement { addresses: addresses.clone(), keys: batch.keys.clone() };
+            let sender = &mut self.swarm.behaviour_mut().batch;
+            let id = sender.send_request_with_addresses(&batch.to, announcement, batch.addresses.clone());
+            self.batches.insert(id, batch);
         }
     }
 
@@ -283,6 +303,7 @@ impl Worker {
                 self.identified(peer_id, &info);
             }
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_kad(event).await,
+            SwarmEvent::Behaviour(BehaviourEvent::Batch(event)) => self.on_batch(event),
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 if let Some(Door::Libp2p(at)) = door(&address) {
                     self.listening(listener_id, at);
@@ -311,22 +332,70 @@ impl Worker {
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "libp2p reports much that is of no use here")]
     async fn on_kad(&mut self, event: kad::Event) {
-        match event {
-            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(record) } } => {
-                if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
-                    tracing::debug!(%error, "a provider record is not kept");
-                }
+        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else { return };
+        match result {
+            QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { key, providers })) => {
+                self.found(&key, providers.into_iter().collect()).await;
             }
-            kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
-                if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { key, providers })) = result {
-                    self.found(&key, providers.into_iter().collect()).await;
-                }
-                if step.last {
-                    self.finished(id).await;
-                }
+            QueryResult::GetClosestPeers(result) => {
+                let peers = match result {
+                    Ok(closest) => closest.peers,
+                    // Whoever has answered by then will do.
+                    Err(GetClosestPeersError::Timeout { peers, .. }) => peers,
+                };
+                self.keepers_found(id, peers);
             }
             _ => {}
         }
+        if step.last {
+            self.finished(id).await;
+        }
+    }
+
+    /// A look-up has found who is to keep a key.
+    fn keepers_found(&mut self, id: QueryId, peers: Vec<kad::PeerInfo>) {
+        let Some(Query::Keepers(key)) = self.queries.get(&id) else { return };
+        let me = *self.swarm.local_peer_id();
+        let others = peers.into_iter().filter(|peer| peer.peer_id != me);
+        self.announcements.found(key, others.map(|peer| (peer.peer_id, peer.addrs)).collect(), Instant::now());
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "libp2p reports much that is of no use here")]
+    fn on_batch(&mut self, event: request_response::Event<Announcement, u32>) {
+        match event {
+            request_response::Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+                let kept = self.keep(peer, request);
+                // Fails only if the asker has gone.
+                let _ = self.swarm.behaviour_mut().batch.send_response(channel, kept);
+            }
+            request_response::Event::Message { message: Message::Response { request_id, response }, .. } => {
+                let Some(batch) = self.batches.remove(&request_id) else { return };
+                if (response as usize) < batch.keys.len() {
+                    tracing::debug!(keeper = %batch.to, kept = response, told = batch.keys.len(), "a full keeper");
+                }
+                self.announcements.delivered(&batch.to, &batch.keys);
+            }
+            request_response::Event::OutboundFailure { request_id, error, .. } => {
+                let Some(batch) = self.batches.remove(&request_id) else { return };
+                tracing::debug!(keeper = %batch.to, %error, "not announced");
+                self.announcements.failed(&batch.to, Instant::now());
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps records of `peer`, as many as there is room for, and says how many.
+    fn keep(&mut self, peer: PeerId, announcement: Announcement) -> u32 {
+        let expires = Instant::now() + RECORD_TTL;
+        let store = self.swarm.behaviour_mut().kad.store_mut();
+        let record = |key: DiscoveryKey| ProviderRecord {
+            key: RecordKey::new(&key),
+            provider: peer,
+            expires: Some(expires),
+            addresses: announcement.addresses.clone(),
+        };
+        let kept = announcement.keys.iter().filter(|key| store.add_provider(record(**key)).is_ok()).count();
+        u32::try_from(kept).unwrap_or(u32::MAX)
     }
 
     async fn found(&mut self, key: &RecordKey, providers: Vec<PeerId>) {
@@ -356,8 +425,8 @@ impl Worker {
 
     async fn finished(&mut self, id: QueryId) {
         match self.queries.remove(&id) {
-            Some(Query::Announce) => {
-                self.announcing -= 1;
+            Some(Query::Keepers(_)) => {
+                self.looking -= 1;
                 self.announce_due(Instant::now());
             }
             Some(Query::Find(key)) => {
@@ -398,6 +467,7 @@ fn behaviour(keys: &Keypair) -> Behaviour {
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
         kad: kad::Behaviour::with_config(me, Records::new(me), config),
+        batch: batch::behaviour(),
     }
 }
 
