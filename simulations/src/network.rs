@@ -66,6 +66,15 @@ struct Link {
     hot: Option<Box<Hot>>,
 }
 
+/// What a flow has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// Only what was asked for in [`Network::tell_before_end`] is left.
+    Tail,
+    /// Its end; it is gone.
+    End,
+}
+
 /// When something should be looked at again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alarm {
@@ -194,12 +203,19 @@ impl<T: Copy> Network<T> {
         id
     }
 
+    /// Has the owner of a flow that has just begun told when no more than `tail` bytes of it are left.
+    pub(crate) fn tell_before_end(&mut self, flow: u32, tail: f64) {
+        let flow = &mut self.flows[at(flow)];
+        flow.rest = tail.min(flow.left);
+        flow.left -= flow.rest;
+    }
+
     /// Stops a flow; the bytes that were left of it.
     pub(crate) fn stop(&mut self, now: u64, flow: u32) -> f64 {
         self.now = now;
         self.bring_up(flow);
         self.leave_bucket(flow);
-        let left = self.flows[at(flow)].left.max(0.0);
+        let left = self.flows[at(flow)].left.max(0.0) + self.flows[at(flow)].rest;
         self.remove(flow);
         left
     }
@@ -238,11 +254,11 @@ impl<T: Copy> Network<T> {
     pub(crate) fn left(&self, now: u64, flow: u32) -> f64 {
         let entry = &self.flows[at(flow)];
         if entry.bucket == NONE {
-            return (entry.left - entry.rate * crate::num::secs(now - entry.since)).max(0.0);
+            return (entry.left - entry.rate * crate::num::secs(now - entry.since)).max(0.0) + entry.rest;
         }
         let link = &self.links[at(entry.bucket)];
         let hot = link.hot.as_ref().expect("buckets belong to hot links");
-        (entry.left - hot.virtual_at(now, link.level)).max(0.0)
+        (entry.left - hot.virtual_at(now, link.level)).max(0.0) + entry.rest
     }
 
     fn mark(&mut self, link: u32) {
@@ -390,6 +406,12 @@ impl<T: Copy> Network<T> {
         }
     }
 
+    /// The tail is what is left of a flow now.
+    fn enter_tail(&mut self, id: u32) {
+        let flow = &mut self.flows[at(id)];
+        flow.left += core::mem::take(&mut flow.rest);
+    }
+
     fn touch(&mut self, id: u32) {
         let flow = &mut self.flows[at(id)];
         if !core::mem::replace(&mut flow.touched, true) {
@@ -418,8 +440,8 @@ impl<T: Copy> Network<T> {
         self.touched.clear();
     }
 
-    /// An alarm has gone off: the flows that are over, taken off the network.
-    pub(crate) fn fire(&mut self, now: u64, alarm: Alarm, over: &mut Vec<(u32, T)>) {
+    /// An alarm has gone off: what has become of flows. Those that are over are taken off the network.
+    pub(crate) fn fire(&mut self, now: u64, alarm: Alarm, over: &mut Vec<(T, Reached)>) {
         self.now = now;
         match alarm {
             Alarm::Flow { flow, generation } => {
@@ -437,8 +459,15 @@ impl<T: Copy> Network<T> {
                     self.touch(flow);
                     return;
                 }
-                over.push((flow, self.owners[at(flow)].expect("a flow under way has an owner")));
-                self.remove(flow);
+                let owner = self.owners[at(flow)].expect("a flow under way has an owner");
+                if entry.rest > 0.0 {
+                    self.enter_tail(flow);
+                    self.touch(flow);
+                    over.push((owner, Reached::Tail));
+                } else {
+                    self.remove(flow);
+                    over.push((owner, Reached::End));
+                }
             }
             Alarm::Link(link) => self.fire_hot(link, over),
         }

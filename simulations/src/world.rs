@@ -36,7 +36,7 @@ use self::{
     tracker::{Lists, Tracker},
 };
 use crate::{
-    network::{Alarm, Network},
+    network::{Alarm, Network, Reached},
     num::{at, small},
     plan::Plan,
     queue::Queue,
@@ -151,7 +151,7 @@ pub(crate) struct World {
     pub(crate) meter: Meter,
     /// Regions without lines to the others until then.
     cut: Option<(u32, u64)>,
-    over: Vec<(u32, Owner)>,
+    over: Vec<(Owner, Reached)>,
     pub(crate) hash: u64,
     pub(crate) events: u64,
     /// Every transfer, where they are wanted.
@@ -334,12 +334,13 @@ impl World {
         }
     }
 
-    /// The network's alarm: flows that are over.
+    /// The network's alarm: flows that are over, or about to be.
     fn alarm(&mut self, alarm: Alarm) {
         let mut over = core::mem::take(&mut self.over);
         self.network.fire(self.now, alarm, &mut over);
-        for (_, owner) in over.drain(..) {
+        for (owner, reached) in over.drain(..) {
             match owner {
+                Owner::Ask(ask) if reached == Reached::Tail => self.upload_taken(ask),
                 Owner::Ask(ask) => self.flow_over(ask),
                 Owner::Layer { node, layer } => self.layer_pulled(node, layer),
                 Owner::Fill { region, layer } => self.mirror_filled(region, layer),

@@ -16,8 +16,10 @@ pub(super) struct Flow {
     pub(super) generation: u32,
     /// The hot link in whose virtual time it progresses.
     pub(super) bucket: u32,
-    /// Bytes left at `since`; in a bucket, the virtual time of its end.
+    /// Bytes left at `since` until its owner hears of it; in a bucket, the virtual time of that.
     pub(super) left: f64,
+    /// Bytes after that.
+    pub(super) rest: f64,
     /// Bytes a second; in a bucket, what the neighbours were told last.
     pub(super) rate: f64,
     pub(super) cap: f64,
@@ -36,6 +38,7 @@ impl Default for Flow {
             generation: 0,
             bucket: NONE,
             left: 0.0,
+            rest: 0.0,
             rate: 0.0,
             cap: 0.0,
             since: 0,

@@ -11,7 +11,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
-use super::{Alarm, Network, OVER, Rates, flow::NONE, moved};
+use super::{Alarm, Network, OVER, Rates, Reached, flow::NONE, moved};
 use crate::num::{at, ceil, secs};
 
 #[derive(Debug, Clone, Copy)]
@@ -272,7 +272,7 @@ impl<T: Copy> Network<T> {
     }
 
     /// The link's alarm has gone off.
-    pub(super) fn fire_hot(&mut self, link: u32, over: &mut Vec<(u32, T)>) {
+    pub(super) fn fire_hot(&mut self, link: u32, over: &mut Vec<(T, Reached)>) {
         let now = self.now;
         let Some(hot) = &mut self.links[at(link)].hot else { return };
         if hot.due != now {
@@ -291,10 +291,19 @@ impl<T: Copy> Network<T> {
                 break;
             }
             self.hot_mut(link).heap.pop();
-            if inside {
-                over.push((first.flow, self.owners[at(first.flow)].expect("a flow under way has an owner")));
+            if !inside {
+                continue;
+            }
+            let owner = self.owners[at(first.flow)].expect("a flow under way has an owner");
+            if self.flows[at(first.flow)].rest > 0.0 {
+                self.enter_tail(first.flow);
+                let end = self.flows[at(first.flow)].left;
+                self.hot_mut(link).heap.push(Finish { end, ..first });
+                over.push((owner, Reached::Tail));
+            } else {
                 self.leave_bucket(first.flow);
                 self.remove(first.flow);
+                over.push((owner, Reached::End));
             }
         }
         self.mark(link);

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Alarm, Network, Rates};
+use super::{Reached, Alarm, Network, Rates};
 use crate::num::at;
 
 const EXACT: Rates = Rates::Exact { epsilon: 1e-10 };
@@ -55,7 +55,7 @@ fn one_flow_takes_its_narrowest_link() {
     assert_eq!(alarms, [(2_000_000_000, Alarm::Flow { flow, generation: 0 })]);
     let mut over = Vec::new();
     net.fire(2_000_000_000, alarms[0].1, &mut over);
-    assert_eq!((over, net.live()), (vec![(flow, 7)], 0));
+    assert_eq!((over, net.live()), (vec![(7, Reached::End)], 0));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn run(capacities: &[f64], flows: &[(Vec<u32>, f64, f64, u64)], rates: Rates, ho
         } else if let Some((now, kind, id, generation)) = alarms.pop_first() {
             let alarm = if kind == 0 { Alarm::Flow { flow: id, generation } } else { Alarm::Link(id) };
             net.fire(now, alarm, &mut over);
-            over.drain(..).for_each(|(_, index)| ends[index] = crate::num::secs(now));
+            over.drain(..).for_each(|(index, _)| ends[index] = crate::num::secs(now));
             now
         } else {
             break;

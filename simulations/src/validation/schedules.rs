@@ -43,7 +43,7 @@ impl Star {
             }
             let next = self.alarms.first().copied();
             let Some((due, id, generation)) = next.filter(|next| over.is_empty() || next.0 == self.now) else {
-                return over.into_iter().map(|(_, owner)| owner).collect();
+                return over.into_iter().map(|(owner, _)| owner).collect();
             };
             self.alarms.pop_first();
             self.now = due;

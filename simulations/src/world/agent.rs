@@ -82,6 +82,8 @@ pub(super) struct Agent {
     /// Open requests by the slots of their ids.
     pub(super) requests: Vec<Option<Handle>>,
     pub(super) uploads: Arena<UploadId, Handle>,
+    /// Uploads that are over for the policy and still on their way out of the kernel.
+    pub(super) draining: Vec<Handle>,
     /// When its timer event comes.
     pub(super) timer: u64,
     /// What was received of pieces that came to nothing.
@@ -126,6 +128,7 @@ impl World {
             peers: Peers::default(),
             requests: Vec::new(),
             uploads: Arena::default(),
+            draining: Vec::new(),
             timer: u64::MAX,
             partial: Vec::new(),
             readers: Vec::new(),

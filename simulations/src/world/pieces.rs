@@ -26,7 +26,7 @@ pub(super) enum Stage {
     Accepted,
     /// In a peer's queue.
     Waiting(UploadId),
-    /// Bytes move.
+    /// Bytes move. The upload is known until the server's kernel has all of them.
     Moving { upload: Option<UploadId>, flow: u32 },
     /// All bytes have left.
     Arriving,
@@ -197,6 +197,9 @@ impl World {
         let way = self.topology.way(from, to);
         let cap = self.topology.flow_max(from, to);
         let flow = self.network.start(self.now, way.links(), len - offset, cap, Owner::Ask(handle));
+        if upload.is_some() {
+            self.network.tell_before_end(flow, self.plan.scenario.nodes.unsent.0 as f64);
+        }
         if let Some(transfers) = &mut self.transfers {
             let from = if let End::Node(node) = from { node } else { u32::MAX };
             transfers.push(super::Transfer { start: self.now, from, to: asker, bytes: len - offset });
@@ -253,11 +256,36 @@ impl World {
         self.asks.get_mut(handle).expect("looked up above").stage = Stage::Arriving;
         let when = self.stored_at(from, asker, bytes);
         self.push(when, Event::Stored(handle));
-        let Some(upload) = upload else { return };
+        match upload {
+            Some(upload) => self.end_upload(server, upload, bytes),
+            None => self.drained(server, handle),
+        }
+    }
+
+    /// The server's kernel has all of a piece: its policy may start the next.
+    pub(super) fn upload_taken(&mut self, handle: Handle) {
+        let Some(ask) = self.asks.get_mut(handle) else { return };
+        let Stage::Moving { upload: Some(upload), flow } = ask.stage else { return };
+        ask.stage = Stage::Moving { upload: None, flow };
+        let server = ask.server;
+        let bytes = self.plan.piece_bytes(ask.layer, ask.piece) as f64 - ask.offset;
+        if let Some(agent) = self.agent(server) {
+            agent.draining.push(handle);
+        }
+        self.end_upload(server, upload, bytes);
+    }
+
+    fn end_upload(&mut self, server: u32, upload: UploadId, bytes: f64) {
         if let Some(agent) = self.agent(server) {
             agent.uploads.remove(upload);
         }
         self.feed(server, Input::UploadEnded { upload, bytes: floor(bytes) });
+    }
+
+    fn drained(&mut self, server: u32, handle: Handle) {
+        if let Some(agent) = self.agent(server) {
+            agent.draining.retain(|other| *other != handle);
+        }
     }
 
     /// When bytes that have left now are hashed and written at their receiver.
@@ -352,11 +380,15 @@ impl World {
             self.moved(from, ask.asker, bytes);
             self.keep_partial(&ask, ask.offset + bytes);
         }
+        if ask.server == ORIGIN {
+            return floor(bytes);
+        }
         if let Stage::Waiting(upload) | Stage::Moving { upload: Some(upload), .. } = ask.stage
             && let Some(agent) = self.agent(ask.server)
         {
             agent.uploads.remove(upload);
         }
+        self.drained(ask.server, handle);
         floor(bytes)
     }
 
@@ -364,7 +396,8 @@ impl World {
     pub(super) fn drop_asks(&mut self, asker: u32, server: u32) {
         let Some(agent) = self.agents[at(server)].as_deref() else { return };
         let of = |handle: &Handle| self.asks.get(*handle).is_some_and(|ask| ask.asker == asker);
-        let handles: Vec<Handle> = agent.uploads.iter().map(|(_, handle)| *handle).filter(of).collect();
+        let served = agent.uploads.iter().map(|(_, handle)| handle).chain(&agent.draining);
+        let handles: Vec<Handle> = served.copied().filter(of).collect();
         for handle in handles {
             self.drop_ask(handle);
         }
