@@ -15,6 +15,7 @@
 //! The owner of the clock calls [`Network::settle`] after every change and takes the alarms; [`Network::fire`] says
 //! which flows are over.
 
+mod fill;
 mod flow;
 pub(crate) mod hot;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 
 use std::collections::VecDeque;
 
+use fill::fill;
 pub(crate) use flow::LINKS_MAX;
 use flow::{Flow, NONE};
 use hot::Hot;
@@ -477,30 +479,4 @@ impl<T: Copy> Network<T> {
 /// Whether a rate moved by more than a fraction `epsilon` of the greater of both.
 fn moved(old: f64, new: f64, epsilon: f64) -> bool {
     (old - new).abs() > epsilon * old.max(new)
-}
-
-/// The level at which flows that cannot take more than `caps` use up `capacity`; infinite if they do not.
-fn fill(capacity: f64, caps: &mut [f64]) -> f64 {
-    if caps.iter().sum::<f64>() <= capacity {
-        return f64::INFINITY;
-    }
-    let (mut rest, mut open) = (capacity, caps.len());
-    loop {
-        let level = rest / open as f64;
-        let mut index = 0;
-        let before = open;
-        while index < open {
-            if caps[index] < level {
-                rest -= caps[index];
-                open -= 1;
-                caps.swap(index, open);
-            } else {
-                index += 1;
-            }
-        }
-        if open == before || open == 0 {
-            return level;
-        }
-        rest = rest.max(0.0);
-    }
 }

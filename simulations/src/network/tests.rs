@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Reached, Alarm, Network, Rates};
+use super::{Alarm, Network, Rates, Reached};
 use crate::num::at;
 
 const EXACT: Rates = Rates::Exact { epsilon: 1e-10 };
