@@ -42,7 +42,7 @@ use shoal_proto::{
     token::JoinToken,
     tree::PieceHashes,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use error::{Challenge, UpstreamError};
 pub use join::Member;
@@ -125,6 +125,7 @@ pub struct Upstream {
     token: Option<Arc<JoinToken>>,
     me: Arc<RwLock<Option<PeerInfo>>>,
     member: Arc<watch::Sender<Option<Arc<Member>>>>,
+    refused: Arc<Notify>,
 }
 
 /// A manifest as the seeder has it now.
@@ -148,6 +149,7 @@ impl Upstream {
             token: config.token.clone().map(Arc::new),
             me: Arc::default(),
             member: Arc::new(watch::Sender::new(None)),
+            refused: Arc::default(),
         }
     }
 

@@ -1,11 +1,14 @@
-//! `shoal-seeder join-token …`, `shoal-seeder member …` and `shoal-seeder user …`.
+//! `shoal-seeder key …`, `join-token …`, `member …` and `user …`.
+
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use shoal_seeder::{
     Config, Seeder,
     admin::{self, AskError},
-    members::order::{LabelTexts, Order},
+    keys,
+    members::order::{LabelTexts, Order, RootKey},
     users::{Grants, Pattern},
 };
 
@@ -29,6 +32,35 @@ pub(crate) enum MemberCommand {
     List(Common),
     /// Revoke a member: others close their connections to it as soon as they hear of it.
     Revoke(Named),
+}
+
+/// What is done with the fleet's keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Copy the root key to a new file, to be kept offline.
+    ExportRoot(ExportRoot),
+    /// Make a new key for every purpose. What the old ones have signed holds for two rotations more; nothing restarts.
+    Rotate(Rotate),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportRoot {
+    #[command(flatten)]
+    common: Common,
+    /// Where to; it must not exist.
+    to: PathBuf,
+    /// Take it out of the data directory: from then on rotations need `--root-key`.
+    #[arg(long)]
+    remove: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rotate {
+    #[command(flatten)]
+    common: Common,
+    /// The file of the root key [default: root.key in the data directory]
+    #[arg(long, value_name = "FILE")]
+    root_key: Option<PathBuf>,
 }
 
 /// What is done with users.
@@ -125,6 +157,24 @@ pub(crate) async fn members(command: MemberCommand) -> anyhow::Result<()> {
                     format!("a token with uses left lets another key in: shoal-seeder join-token revoke {token}");
                 say(&mut std::io::stderr(), &note);
             }
+            Ok(())
+        }
+    }
+}
+
+pub(crate) async fn keys(command: KeyCommand) -> anyhow::Result<()> {
+    match command {
+        KeyCommand::ExportRoot(args) => {
+            let config = config(&args.common, |_| {})?;
+            keys::export_root(&config.data_dir, &args.to, args.remove)?;
+            Ok(())
+        }
+        KeyCommand::Rotate(args) => {
+            let config = config(&args.common, |_| {})?;
+            let path = args.root_key.unwrap_or_else(|| keys::root_path(&config.data_dir));
+            let root = RootKey(hex::encode(keys::read_root(&path)?));
+            let done = execute(&config, Order::RotateKeys { root }).await?;
+            say(&mut std::io::stdout(), &done.to_string());
             Ok(())
         }
     }

@@ -43,6 +43,9 @@ enum Command {
     Restore(BackupArgs),
     /// Hash all that is stored once more; exit 1 if something is damaged.
     Scrub(Common),
+    /// The fleet's keys.
+    #[command(subcommand)]
+    Key(fleet_cli::KeyCommand),
     /// Tokens by which nodes join the fleet.
     #[command(subcommand)]
     JoinToken(fleet_cli::TokenCommand),
@@ -178,6 +181,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             anyhow::ensure!(found.damaged.is_empty(), "{} blobs are damaged; push them again", found.damaged.len());
             Ok(())
         }
+        Command::Key(command) => runtime.block_on(fleet_cli::keys(command)),
         Command::JoinToken(command) => runtime.block_on(fleet_cli::tokens(command)),
         Command::Member(command) => runtime.block_on(fleet_cli::members(command)),
         Command::User(command) => runtime.block_on(fleet_cli::users(command)),

@@ -26,12 +26,12 @@ use shoal_proto::{
     codec,
     envelope::Envelope,
     member::CLOCK_SKEW_MAX_S,
-    signed::{Labels, Membership, NodeId, RevocationList, UnixSeconds},
+    signed::{Labels, Membership, NodeId, RevocationList, UnixSeconds, Version},
     token::{JoinToken, TokenKey},
 };
 
 use crate::{
-    keys::{Fleet, valid_for},
+    keys::{Fleet, RotateError, valid_for},
     store::{Store, StoreError, Swap},
     time::unix_seconds,
     users::Users,
@@ -146,6 +146,9 @@ pub enum OrderError {
     /// A value that cannot be.
     #[error("{0}")]
     Value(String),
+    /// The keys cannot be rotated.
+    #[error(transparent)]
+    Rotate(#[from] RotateError),
     /// The list is full.
     #[error("{REVOKED_MAX} revocations are in force, and no more fit; they lapse within a day")]
     Full,
@@ -379,6 +382,24 @@ impl Members {
             }
         }
         Err(OrderError::Busy)
+    }
+
+    /// Gives the fleet new keys. A list that is in force is signed with them, as a newer version of itself.
+    ///
+    /// # Errors
+    /// `root` is not the fleet's root key, or the store failed.
+    pub async fn rotate_keys(&self, root: &[u8; 32]) -> Result<Version, OrderError> {
+        let version = self.fleet.rotate(&*self.store, root).await?;
+        for _ in 0..SWAPS_MAX {
+            let Some((old, mut list)) = self.read::<Revoked>(REVOKED_KEY.to_vec()).await? else { break };
+            list.counter += 1;
+            let swap = Swap { key: REVOKED_KEY.to_vec(), old: Some(old), new: Some(codec::encode(&list)) };
+            if self.store.swap_fleet_records(vec![swap]).await? {
+                self.put_in_force(&list);
+                break;
+            }
+        }
+        Ok(version)
     }
 
     fn put_in_force(&self, revoked: &Revoked) {

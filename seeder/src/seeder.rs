@@ -174,7 +174,11 @@ impl Seeder {
         let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
         let opened = tokio::task::spawn_blocking(move || Local::open_any(&dir, free, Times::default())).await;
         let store = opened.map_err(StoreError::failed("open"))??;
-        Fleet::raise_epoch(&store).await?;
+        if !Fleet::raise_epoch(&config.data_dir, &store).await? {
+            tracing::warn!(
+                "the root key is not in the backup: `shoal-seeder key rotate --root-key FILE` before nodes come"
+            );
+        }
         store.close().await;
         finish_restore(&config.data_dir)?;
         Ok(done)

@@ -11,7 +11,7 @@ use std::{
 
 use shoal_proto::{
     Digest,
-    envelope::Envelope,
+    envelope::{Envelope, KeyId},
     message::{ADDRESSES_MAX, PeerInfo},
     signed::{CANDIDATES_MAX, Candidates, Labels, NodeId, Scope, Version},
 };
@@ -114,12 +114,14 @@ impl Swarm {
     }
 
     /// The signed candidate lists of `image` for a node with `labels`, the widest first. A list changes only when a member
-    /// of it has lost interest or there is room for another: all nodes must elect among the same.
+    /// of it has lost interest or there is room for another: all nodes must elect among the same. Lists that another key than
+    /// `key` has signed are signed anew.
     pub fn candidates(
         &mut self,
         image: &Digest,
         labels: &Labels,
         now_ms: u64,
+        key: KeyId,
         mut sign: impl FnMut(&Candidates) -> Envelope,
         version: impl Fn(u64) -> Version,
     ) -> Vec<Envelope> {
@@ -137,24 +139,24 @@ impl Swarm {
                 break;
             }
             let members = entry.elect(scope, &of);
-            let key = (scope, of);
-            let old = entry.lists.get(&key);
-            if let Some(list) = old.filter(|list| list.members == members) {
+            let place = (scope, of);
+            let old = entry.lists.get(&place);
+            if let Some(list) = old.filter(|list| list.members == members && list.signed.key() == key) {
                 lists.push(list.signed.clone());
                 continue;
             }
             // The time keeps it growing over restarts.
             let counter = old.map_or(0, |list| list.counter + 1).max(now_ms);
-            let (scope, labels) = key.clone();
+            let (scope, labels) = place.clone();
             let payload =
                 Candidates { image: *image, labels, scope, version: version(counter), members: members.clone() };
             let signed = sign(&payload);
             lists.push(signed.clone());
-            if entry.lists.len() >= LISTS_MAX && !entry.lists.contains_key(&key) {
+            if entry.lists.len() >= LISTS_MAX && !entry.lists.contains_key(&place) {
                 let oldest = entry.lists.iter().min_by_key(|(_, list)| list.used_ms).map(|(key, _)| key.clone());
                 oldest.and_then(|key| entry.lists.remove(&key));
             }
-            entry.lists.insert(key, List { members, counter, signed, used_ms: now_ms });
+            entry.lists.insert(place, List { members, counter, signed, used_ms: now_ms });
         }
         lists
     }
@@ -263,7 +265,8 @@ mod tests {
     fn lists(swarm: &mut Swarm, image: &Digest, labels: &Labels, now: u64) -> Vec<Candidates> {
         let key = SigningKey::from_bytes(&[1; 32]);
         let sign = |payload: &Candidates| Envelope::sign(payload, &key);
-        let envelopes = swarm.candidates(image, labels, now, sign, |counter| Version { epoch: 1, counter });
+        let id = KeyId::of(&key.verifying_key());
+        let envelopes = swarm.candidates(image, labels, now, id, sign, |counter| Version { epoch: 1, counter });
         envelopes.iter().map(|envelope| envelope.open(&key.verifying_key()).unwrap()).collect()
     }
 

@@ -1,4 +1,5 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
+mod attack_keys;
 mod attack_membership;
 mod attack_tenants;
 mod bad_input;

@@ -19,6 +19,11 @@ use crate::{
 
 /// Longest pause between attempts to renew the membership.
 const RENEW_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Within this time after the fleet's keys have changed the membership is renewed, so that the new keys have signed it: at
+/// random, or the whole fleet would come at once. What the old keys have signed holds for two changes more.
+const NEW_KEYS_RENEW_MAX: Duration = Duration::from_secs(300);
+/// The same where the membership no longer holds under the new keys: the node has no other to show.
+const OLD_KEY_RENEW_MAX: Duration = Duration::from_secs(5);
 /// How often the seeder is asked for revocations, whatever it says.
 const REVOCATIONS_PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(3600);
 
@@ -71,10 +76,20 @@ impl Renewal {
     /// Renews at half of the membership's life; after a failure sooner and sooner apart.
     pub(super) async fn run(self, joined: bool, stop: CancellationToken) -> Result<()> {
         let mut pause = if joined { self.half_life() } else { RETRY_PAUSE };
+        let mut keys = self.upstream.trust().versions();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
+                Ok(()) = keys.changed() => {
+                    let within = if self.upstream.member_holds() { NEW_KEYS_RENEW_MAX } else { OLD_KEY_RENEW_MAX };
+                    pause = pause.min(jittered(within));
+                    continue;
+                }
+                () = self.upstream.refused() => {
+                    pause = pause.min(jittered(RETRY_PAUSE));
+                    continue;
+                }
             }
             match self.join().await {
                 Ok(()) => pause = self.half_life(),
@@ -97,18 +112,15 @@ impl Renewal {
     }
 }
 
-/// Asks the seeder now and then who was revoked. What it says goes on from member to member, so that one question in the
+/// Asks the seeder now and then for its keys, and who was revoked. What it says goes on from member to member, so that one question in the
 /// whole fleet is enough; each node's own is for those that are connected with nobody.
 pub(super) async fn revocations(upstream: Upstream, stop: CancellationToken) -> Result<()> {
     let mut pause = *REVOCATIONS_PAUSE.start();
     loop {
-        // Half of it at random: nodes that start together do not ask together.
-        let mut random = [0; 1];
-        let _ = getrandom::fill(&mut random);
-        let jittered = pause / 2 + pause / 2 * u32::from(random[0]) / 255;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(jittered) => {}
+            // Half of it at random: nodes that start together do not ask together.
+            () = tokio::time::sleep(pause / 2 + jittered(pause / 2)) => {}
         }
         match upstream.revocations().await {
             Ok(seconds) => {
@@ -118,4 +130,12 @@ pub(super) async fn revocations(upstream: Upstream, stop: CancellationToken) -> 
             Err(error) => tracing::debug!(%error, "the seeder does not say who was revoked"),
         }
     }
+}
+
+/// A random part of a time.
+fn jittered(most: Duration) -> Duration {
+    let mut random = [0; 1];
+    // Without randomness all nodes come a little later, and together.
+    let _ = getrandom::fill(&mut random);
+    most * u32::from(random[0]) / 255
 }

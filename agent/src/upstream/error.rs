@@ -69,6 +69,16 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Whether the seeder refuses the membership that was shown, and a renewed one would do: its key has been replaced, or
+    /// it has ended.
+    #[must_use]
+    pub(super) fn wants_renewal(&self) -> bool {
+        let Self::Unauthorized(challenge) = self else { return false };
+        let body: serde_json::Value = serde_json::from_slice(&challenge.body).unwrap_or_default();
+        let reason = body["errors"][0]["detail"]["reason"].as_str().unwrap_or_default();
+        ["foreign-membership", "membership-expired"].contains(&reason)
+    }
+
     /// Whether the seeder could not be asked at all, so that what is known without it may stand in.
     #[must_use]
     pub const fn is_unreachable(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -16,10 +16,13 @@ use shoal_proto::{
     message::{PEERS_MAX, PeerInfo},
     signed::{Labels, Membership, UnixSeconds},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{Credentials, Upstream, UpstreamError};
 use crate::identity::Identity;
+
+/// How long a request waits for a new membership that it needs.
+const RENEWAL_MAX: Duration = Duration::from_secs(10);
 
 /// This node's membership.
 #[derive(Debug, Clone)]
@@ -66,15 +69,18 @@ impl Upstream {
         Ok(self.set_member(Member { envelope: joined.membership, membership, identity: identity.clone() }))
     }
 
-    /// Asks for the newest revocation list, and takes it; gives the seconds after which to ask again.
+    /// Asks for the newest key set and revocation list, and takes them; gives the seconds after which to ask again.
     ///
     /// # Errors
-    /// As all requests; a list that the fleet has not signed is [`UpstreamError::Protocol`].
+    /// As all requests; what the fleet has not signed is [`UpstreamError::Protocol`].
     pub async fn revocations(&self) -> Result<u32, UpstreamError> {
         let path = "/v2/_shoal/revocations";
         let request = self.client.request(Method::GET, path, &Credentials::none());
         let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
         let wrong = |error: String| self.client.protocol(path, &error);
+        // The keys first: they may be newer than the list, never older.
+        let info = self.client.info().await?;
+        self.trust.accept(&info).map_err(|error| wrong(error.to_string()))?;
         let asked = codec::decode::<Revocations, REPLY_LEN_MAX>(&bytes).map_err(|error| wrong(error.to_string()))?;
         if let Some(list) = asked.list {
             self.trust.accept_revocations(&list).map_err(|error| wrong(error.to_string()))?;
@@ -91,8 +97,7 @@ impl Upstream {
         let me = self.me.read().unwrap_or_else(PoisonError::into_inner).clone();
         let me = me.ok_or_else(|| self.client.protocol(path, "this node's own addresses are not known yet"))?;
         let body = Bytes::from(codec::encode(&Meet { me }));
-        let request = self.call(path, &Credentials::none(), body);
-        let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
+        let bytes = self.ask_as_member(path, &Credentials::none(), body).await?;
         let met = codec::decode::<Met, REPLY_LEN_MAX>(&bytes);
         let mut introductions = met.map_err(|error| self.client.protocol(path, &error.to_string()))?.introductions;
         introductions.truncate(PEERS_MAX);
@@ -107,6 +112,38 @@ impl Upstream {
             self.set_member(Member { envelope, membership, identity: identity.clone() });
         }
         holds
+    }
+
+    /// A request in which this node says who it is. Should the seeder no longer let its membership count, the request waits a
+    /// moment for the renewal that this sets off, and is sent once more.
+    pub(super) async fn ask_as_member(
+        &self,
+        path: &str,
+        credentials: &Credentials,
+        body: Bytes,
+    ) -> Result<Bytes, UpstreamError> {
+        let mut member = self.member();
+        let first = self.client.fetch(&self.call(path, credentials, body.clone()), REPLY_LEN_MAX).await;
+        if !first.as_ref().err().is_some_and(UpstreamError::wants_renewal) {
+            return first;
+        }
+        self.refused.notify_one();
+        match timeout(RENEWAL_MAX, member.changed()).await {
+            Ok(Ok(())) => self.client.fetch(&self.call(path, credentials, body), REPLY_LEN_MAX).await,
+            Ok(Err(_)) | Err(_) => first,
+        }
+    }
+
+    /// Waits until the seeder has refused this node's membership for a reason that a renewal takes away. One waits at a
+    /// time. Cancel-safe.
+    pub(crate) async fn refused(&self) {
+        self.refused.notified().await;
+    }
+
+    /// Whether the membership is signed by a key that still counts.
+    pub(crate) fn member_holds(&self) -> bool {
+        let member = self.member.borrow().clone();
+        member.is_some_and(|member| member.envelope.open::<Membership>(&*self.trust.keys()).is_ok())
     }
 
     fn set_member(&self, member: Member) -> Arc<Member> {

@@ -62,7 +62,11 @@ impl Upstream {
         let path = format!("/v2/{repository}/_shoal/pieces/{digest}");
         let body = Bytes::from(codec::encode(wanted));
         let request = self.call(&path, credentials, body);
-        let (response, permit) = self.client.stream(&request).await?;
+        let answer = self.client.stream(&request).await;
+        if answer.as_ref().err().is_some_and(UpstreamError::wants_renewal) {
+            self.refused.notify_one();
+        }
+        let (response, permit) = answer?;
         let mut stream = PieceStream {
             client: self.client.clone(),
             path,

@@ -69,8 +69,7 @@ impl Upstream {
         let me = self.me.read().unwrap_or_else(PoisonError::into_inner).clone();
         let me = me.ok_or_else(|| self.client.protocol(&path, "this node's own addresses are not known yet"))?;
         let body = Bytes::from(codec::encode(&Pull { me }));
-        let request = self.call(&path, credentials, body);
-        let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
+        let bytes = self.ask_as_member(&path, credentials, body).await?;
         let wrong = |error: String| self.client.protocol(&path, &error);
         let pulled = codec::decode::<Pulled, REPLY_LEN_MAX>(&bytes).map_err(|error| wrong(error.to_string()))?;
         if let Reference::Digest(asked) = reference

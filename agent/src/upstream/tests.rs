@@ -2,7 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use shoal_proto::{api::PiecesWanted, have::HaveSet};
+use ed25519_dalek::SigningKey;
+use shoal_proto::{
+    api::PiecesWanted,
+    have::HaveSet,
+    signed::{KeySet, Version},
+};
 
 use super::{
     trust::{Trust, TrustError},
@@ -116,10 +121,7 @@ async fn the_first_key_is_pinned_and_another_one_refused() {
     let config = upstream_config(stage.address);
     let again = Upstream::connect(&config, &stage.store).await.unwrap();
     assert_eq!(again.trust().root(), &stage.seeder.root.verifying_key());
-    stage
-        .store
-        .put_note(Note::Root, ed25519_dalek::SigningKey::from_bytes(&[77; 32]).verifying_key().as_bytes())
-        .unwrap();
+    stage.store.put_note(Note::Root, SigningKey::from_bytes(&[77; 32]).verifying_key().as_bytes()).unwrap();
     let other = Upstream::connect(&config, &stage.store).await;
     assert!(matches!(other, Err(TrustError::KeySet(_) | TrustError::RootChanged { .. })));
 }
@@ -128,10 +130,35 @@ async fn the_first_key_is_pinned_and_another_one_refused() {
 async fn a_seeder_set_up_anew_is_another_seeder() {
     let mut stage = Stage::set().await;
     let mut impostor = FakeSeeder::new();
-    Arc::get_mut(&mut impostor).unwrap().root = ed25519_dalek::SigningKey::from_bytes(&[66; 32]);
+    Arc::get_mut(&mut impostor).unwrap().root = SigningKey::from_bytes(&[66; 32]);
     let address = impostor.serve(&mut stage.tasks, &stage.stop).await;
     let error = Upstream::connect(&upstream_config(address), &stage.store).await.unwrap_err();
     assert!(matches!(error, TrustError::RootChanged { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_old_key_set_replaces_no_newer_one_whatever_its_counter_says() {
+    let stage = Stage::set().await;
+    let trust = stage.upstream.trust();
+    let at = |epoch, counter, root: &SigningKey| {
+        let mut keys = KeySet::clone(&trust.keys());
+        keys.version = Version { epoch, counter };
+        Envelope::sign(&keys, root)
+    };
+    let root = &stage.seeder.root;
+    let newest = Version { epoch: 5, counter: 2 };
+    trust.accept_keys(&at(5, 2, root)).unwrap();
+    for (epoch, counter) in [(4, 99), (5, 1), (0, u64::MAX), (5, 2)] {
+        assert_eq!(trust.accept_keys(&at(epoch, counter, root)).unwrap(), Version { epoch, counter });
+        assert_eq!(trust.keys().version, newest, "after {epoch}, {counter}");
+    }
+    let forged = trust.accept_keys(&at(6, 1, &SigningKey::from_bytes(&[66; 32])));
+    assert!(matches!(forged, Err(TrustError::KeySet(EnvelopeError::Key { .. }))), "{forged:?}");
+    let another = trust.accept_keys(&stage.seeder.revocations(9, &[]));
+    assert!(matches!(another, Err(TrustError::KeySet(EnvelopeError::Type { .. }))), "{another:?}");
+    assert_eq!(trust.keys().version, newest);
+    trust.accept_keys(&at(6, 1, root)).unwrap();
+    assert_eq!(trust.keys().version, Version { epoch: 6, counter: 1 }, "the restored store's is newer");
 }
 
 #[tokio::test]
@@ -162,6 +189,6 @@ async fn a_pinned_seeder_may_be_down_at_the_start() {
 #[test]
 fn a_key_set_of_another_root_is_no_key_set() {
     let seeder = FakeSeeder::new();
-    let root = ed25519_dalek::SigningKey::from_bytes(&[3; 32]).verifying_key();
+    let root = SigningKey::from_bytes(&[3; 32]).verifying_key();
     assert!(matches!(Trust::in_memory(root, &seeder.key_set()), Err(TrustError::KeySet(_))));
 }

@@ -17,7 +17,7 @@ use shoal_proto::{
     signed::{KeySet, RevocationList, Version},
     token::JoinToken,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{Upstream, UpstreamConfig, UpstreamError, client::Client};
 use crate::store::{Note, Store, StoreError};
@@ -39,6 +39,7 @@ pub struct Trust {
     keys: RwLock<Newest<KeySet>>,
     revocations: RwLock<Option<Newest<RevocationList>>>,
     news: Notify,
+    version: watch::Sender<Version>,
     refreshed: Mutex<Option<Instant>>,
     store: Option<Store>,
 }
@@ -95,8 +96,10 @@ impl Trust {
     /// The key set is not signed by the root.
     pub fn in_memory(root: VerifyingKey, keys: &Envelope) -> Result<Self, TrustError> {
         let opened = Arc::new(keys.open::<KeySet>(&root)?);
+        let version = watch::Sender::new(opened.version);
         Ok(Self {
             root,
+            version,
             keys: RwLock::new(Newest { envelope: keys.clone(), opened }),
             revocations: RwLock::default(),
             news: Notify::new(),
@@ -138,6 +141,12 @@ impl Trust {
         list.as_ref().is_some_and(|list| list.opened.serials.binary_search(&serial).is_ok())
     }
 
+    /// The newest key set's version, and every later one.
+    #[must_use]
+    pub fn versions(&self) -> watch::Receiver<Version> {
+        self.version.subscribe()
+    }
+
     /// How many memberships are revoked.
     #[must_use]
     pub fn revoked(&self) -> usize {
@@ -177,6 +186,7 @@ impl Trust {
         if version > known.opened.version {
             *known = Newest { envelope: envelope.clone(), opened: Arc::new(keys) };
             drop(known);
+            self.version.send_replace(version);
             self.keep(Note::KeySet, envelope)?;
         }
         Ok(version)

@@ -98,7 +98,7 @@ impl Registry {
         let caller = Caller::from_header(header.to_str().map_err(|_| BadCaller::Header)?)?;
         let is_revoked = |serial| self.members.is_revoked(serial);
         let request = (asked.path.as_str(), body);
-        caller.check(self.fleet.root(), self.fleet.key_set(), request, is_revoked, unix_seconds()).map(Some)
+        caller.check(self.fleet.root(), &*self.fleet.key_set(), request, is_revoked, unix_seconds()).map(Some)
     }
 
     pub(super) async fn meet(&self, asked: &Asked, body: RequestBody) -> Answer {

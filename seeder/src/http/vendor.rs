@@ -18,7 +18,7 @@ use shoal_proto::{
     message::PeerInfo,
     name::{Reference, Repository},
     oci::ErrorCode,
-    signed::{Capability, Covered, Subject, TagRecord, UnixSeconds},
+    signed::{Capability, Covered, Purpose, Subject, TagRecord, UnixSeconds},
 };
 
 use super::{Answer, Asked, OCTETS, Registry, busy, members::stranger, store_failed, unknown_blob, value};
@@ -73,7 +73,7 @@ pub(super) fn invalid(message: &str) -> ApiError {
 
 impl Registry {
     pub(super) fn info(&self) -> Reply {
-        let keys = self.fleet.signed_key_set().clone();
+        let keys = self.fleet.signed_key_set();
         let info = Info { protocol: PROTOCOL, root: *self.fleet.root(), keys, open: self.access.is_open() };
         encoded(&info)
     }
@@ -108,7 +108,7 @@ impl Registry {
             digest: image,
             tag_record: self.tag_record(name, reference, &manifest, public).await?,
             media_type: manifest.media_type,
-            statements: infos.into_iter().map(|info| info.statement).collect(),
+            statements: infos.iter().map(|info| self.fleet.statement(info)).collect(),
             capability: self.capability(image, subject, digests),
             discovery,
             bundle: public.then(|| self.fleet.bundle_key(name, reference)),
@@ -123,7 +123,8 @@ impl Registry {
         let mut swarm = self.swarm();
         let introductions = swarm.introduce(image, me, now);
         let sign = |candidates: &_| self.fleet.sign(candidates);
-        let candidates = swarm.candidates(image, &labels, now, sign, |counter| self.fleet.version(counter));
+        let key = self.fleet.key_id(Purpose::Capability);
+        let candidates = swarm.candidates(image, &labels, now, key, sign, |counter| self.fleet.version(counter));
         drop(swarm);
         self.metrics.introduced(introductions.len());
         (introductions, candidates)
@@ -160,7 +161,10 @@ impl Registry {
             return self.sign_capability(image, subject, digests).1;
         }
         let mut kept = self.capabilities.lock().expect("nobody panics while holding the capabilities");
-        if let Some((_, capability)) = kept.0.get(&image).filter(|(until, _)| *until >= now + CAPABILITY_LEFT_S) {
+        let key = self.fleet.key_id(Purpose::Capability);
+        let lasts =
+            |(until, signed): &&(UnixSeconds, Envelope)| *until >= now + CAPABILITY_LEFT_S && signed.key() == key;
+        if let Some((_, capability)) = kept.0.get(&image).filter(lasts) {
             return capability.clone();
         }
         let (not_after, signed) = self.sign_capability(image, subject, digests);
@@ -182,7 +186,7 @@ impl Registry {
     pub(super) async fn statement(&self, name: &Repository, digest: Digest) -> Answer {
         let infos = self.store.infos(name, vec![digest]).await.map_err(|e| store_failed(&e))?;
         let info = infos.into_iter().next().ok_or_else(|| unknown_blob(&digest))?;
-        Ok(encoded(&info.statement))
+        Ok(encoded(&self.fleet.statement(&info)))
     }
 
     pub(super) async fn hashes(&self, name: &Repository, digest: Digest) -> Answer {

@@ -46,6 +46,11 @@ pub enum Order {
         /// Its id in hex.
         node: String,
     },
+    /// Give the fleet new keys.
+    RotateKeys {
+        /// The root key in hex.
+        root: RootKey,
+    },
     /// Make a user, or give one other rights and another password.
     PutUser {
         /// Its name.
@@ -60,6 +65,16 @@ pub enum Order {
         /// Its name.
         name: String,
     },
+}
+
+/// A root key in hex. Never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootKey(pub String);
+
+impl std::fmt::Debug for RootKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RootKey(hidden)")
+    }
 }
 
 /// Labels as they are written.
@@ -147,6 +162,13 @@ impl Members {
             Order::RevokeMember { node } => {
                 let member = self.revoke(&NodeId(bytes("node id", &node)?)).await?;
                 Ok(member_json(&node, &member))
+            }
+            Order::RotateKeys { root: RootKey(root) } => {
+                let mut key = [0; 32];
+                hex::decode_to_slice(root, &mut key)
+                    .map_err(|_| OrderError::Value("a root key has 64 hex digits".into()))?;
+                let version = self.rotate_keys(&key).await?;
+                Ok(serde_json::json!({ "epoch": version.epoch, "counter": version.counter }))
             }
             Order::PutUser { name, grants } => {
                 let password = self.users.put(&name, grants).await?;

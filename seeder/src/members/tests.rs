@@ -108,7 +108,7 @@ async fn a_revoked_member_is_on_the_signed_list_and_needs_another_token() {
     assert!(matches!(setup.members.revoke(&id(9)).await, Err(OrderError::Unknown(_))));
     assert!(setup.members.is_revoked(bad.serial) && !setup.members.is_revoked(good.serial));
     let open =
-        |members: &Members| members.revocations().unwrap().open::<RevocationList>(members.fleet.key_set()).unwrap();
+        |members: &Members| members.revocations().unwrap().open::<RevocationList>(&*members.fleet.key_set()).unwrap();
     let list = open(&setup.members);
     assert_eq!(list.serials, [bad.serial]);
     assert!(matches!(setup.join(1, &token).await, Err(JoinError::Revoked)));

@@ -39,6 +39,7 @@ async fn a_backup_taken_while_clients_push_holds_all_that_was_acknowledged_befor
     let restored = TestSeeder::start_with(|fresh| fresh.data_dir.clone_from(&config.data_dir)).await;
     assert_eq!(*restored.running.fleet.root(), root);
     assert!(restored.running.fleet.version(1).epoch > version.epoch, "what it signs is newer");
+    assert!(restored.running.fleet.key_set().version.epoch > version.epoch, "and so is its key set");
     for digest in kept {
         let got = restored.ask(Method::GET, &format!("/v2/a/blobs/{digest}")).send().await;
         assert_eq!(Digest::of(&got.body), digest);
