@@ -188,6 +188,9 @@ pub struct LoopStatus {
     pub member_until: u64,
     /// Connected peers.
     pub peers: Vec<PeerStatus>,
+    /// Nodes that are remembered, connected or not.
+    #[serde(default)]
+    pub known: usize,
     /// Blobs being fetched.
     pub downloads: Vec<DownloadStatus>,
     /// Nodes in the DHT's routing table.

@@ -114,7 +114,7 @@ impl Registry {
     }
 
     async fn answer(&self, request: Request<RequestBody>) -> (&'static str, Reply) {
-        if let Err(refused) = self.admit(request.headers()) {
+        if let Err(refused) = self.admit(&request) {
             return ("refused", refused.into());
         }
         let route = Route::parse(request.uri().path());
@@ -203,14 +203,22 @@ impl Registry {
         Ok(response.into())
     }
 
-    fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    fn is_mine(&self, host: &str) -> bool {
+        let name = names::host(host);
+        let loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        loopback || self.hosts.iter().any(|allowed| allowed == name || allowed == host)
+    }
+
+    /// Who may ask, and only in words that nobody between could read in another way.
+    fn admit(&self, request: &Request<RequestBody>) -> Result<(), ApiError> {
+        let headers = request.headers();
+        one_meaning(request)?;
         if headers.contains_key(header::ORIGIN) {
             return Err(ApiError::new(ErrorCode::Denied, "web pages may not talk to this port"));
         }
         let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let name = names::host(host);
-        let loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if loopback || self.hosts.iter().any(|allowed| allowed == name || allowed == host) {
+        let target = request.uri().authority().map(http::uri::Authority::as_str);
+        if self.is_mine(host) && target.is_none_or(|target| self.is_mine(target)) {
             return Ok(());
         }
         Err(ApiError::new(
@@ -218,6 +226,27 @@ impl Registry {
             format!("`{host}` is not a name of this mirror; use localhost, or add it to `registry.hosts`"),
         ))
     }
+}
+
+/// Refuses what is framed in a way that programs read differently: this port takes no bodies, so that whatever claims one
+/// where none belongs is not taken for the next request. The connection ends with it.
+fn one_meaning(request: &Request<RequestBody>) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let bad = |message| {
+        let error = ApiError::new(ErrorCode::Unsupported, message).status(StatusCode::BAD_REQUEST);
+        Err(error.header(header::CONNECTION, HeaderValue::from_static("close")))
+    };
+    if headers.get_all(header::HOST).iter().nth(1).is_some() {
+        return bad("more than one Host");
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return bad("this port takes no bodies");
+    }
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads && headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
+        return bad("a GET has no body here");
+    }
+    Ok(())
 }
 
 impl Service for Registry {

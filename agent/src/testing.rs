@@ -76,7 +76,7 @@ pub(crate) struct FakeSeeder {
     pub(crate) password: Mutex<Option<String>>,
     pub(crate) blobs: Mutex<BTreeMap<Digest, Bytes>>,
     tags: Mutex<HashMap<(Repository, Reference), Digest>>,
-    counter: AtomicU32,
+    pub(crate) counter: AtomicU32,
     /// `METHOD path`, in order.
     pub(crate) log: Mutex<Vec<String>>,
     /// What is done with so many requests for pieces yet.

@@ -1,6 +1,7 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
 mod attack_keys;
 mod attack_membership;
+mod attack_names;
 mod attack_tenants;
 mod bad_input;
 mod cli;

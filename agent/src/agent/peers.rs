@@ -85,6 +85,11 @@ impl Peers {
         self.arena.get_mut(peer)?.link.as_mut()
     }
 
+    /// How many nodes are remembered.
+    pub(super) fn known(&self) -> usize {
+        self.by_node.len()
+    }
+
     /// Peers with a connection.
     pub(super) fn connected(&self) -> impl Iterator<Item = (PeerId, &Known, &LinkState)> {
         self.arena.iter().filter_map(|(id, known)| Some((id, known, known.link.as_ref()?)))

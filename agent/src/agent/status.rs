@@ -45,6 +45,7 @@ impl Shell {
             labels: spell(&self.labels),
             member_until,
             peers: peers.collect(),
+            known: self.peers.known(),
             downloads: downloads.collect(),
             dht_nodes: self.discovery.dht_nodes,
             readers: self.readers.len(),

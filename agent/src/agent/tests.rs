@@ -1,5 +1,6 @@
 //! Whole loops on loopback around a seeder in memory.
 
+mod attacks;
 mod faults;
 mod trust;
 

@@ -30,6 +30,7 @@ use crate::{
     testing::{MANIFEST_TYPE, Stage, content, lock},
 };
 
+mod attacks;
 mod bundles;
 mod manners;
 

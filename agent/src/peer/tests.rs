@@ -25,6 +25,7 @@ use tokio::{
 use super::*;
 use crate::store::{Blob, OpenedStatement, Store, StoreConfig};
 
+mod attacks;
 mod manners;
 
 const PIECE: usize = 256 << 10;

@@ -22,6 +22,8 @@ use shoal_proto::{
     tree::PieceHashes,
 };
 
+mod clocks;
+
 use super::client::{Got, TestSeeder, noise};
 use crate::{metrics::Payload, time::unix_seconds};
 

@@ -1,0 +1,86 @@
+//! Members that mean harm to many at once.
+
+use futures::future::join_all;
+
+use super::*;
+use crate::testing::{BadPeer, Manner};
+
+const LAYER: usize = 6 * MIB;
+/// Providers that do not exist, and how many of them one answer names.
+const POISON: usize = 100_000;
+const ANSWER: usize = 500;
+
+async fn plain(rig: &Rig, n: u8) -> Agent {
+    Agent::start(rig.address, n, tempfile::tempdir().unwrap(), |config| config.mode = PeerMode::Plain).await
+}
+
+/// A node that nobody has ever seen, at an address where nobody listens.
+fn phantom(n: usize) -> PeerInfo {
+    let mut node = [0xfe; 32];
+    node[..8].copy_from_slice(&n.to_le_bytes());
+    let address = SocketAddr::from(([127, 77, node[1], node[0]], 1024));
+    PeerInfo { node: NodeId(node), peer: vec![address], libp2p: vec![address], labels: Labels::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_a_hundred_thousand_holders_that_do_not_exist_few_are_remembered_and_the_pull_succeeds() {
+    let (rig, layers) = (Rig::new().await, vec![content(11, LAYER)]);
+    rig.seeder.push(REPOSITORY, "v1", &layers);
+    let (good, agent) = (rig.agent(201).await, rig.agent(202).await);
+    good.pull("v1").await;
+    rig.introduce(&[&good]);
+    let honest = agent.resolve("v1").await;
+    let poison = async {
+        for first in (0..POISON).step_by(ANSWER) {
+            let introductions = (first..first + ANSWER).map(phantom).collect();
+            agent.handle.image(ImageContext { introductions, ..honest.clone() }).await;
+        }
+    };
+    // Half of the lies come before the pull begins.
+    let ((), blobs) = tokio::join!(poison, agent.finish(&honest));
+    check(&blobs, &layers);
+    let status = agent.handle.status().await.unwrap();
+    let most = shoal_transfer::config::Config::default().known_peers_max as usize;
+    assert!(status.known <= most, "{} nodes are remembered", status.known);
+    assert!(status.banned.is_empty(), "nobody that exists was harmed");
+    // And it finds the next image where it is.
+    let more = vec![content(12, LAYER)];
+    rig.seeder.push(REPOSITORY, "v2", &more);
+    check(&agent.pull("v2").await, &more);
+    agent.stop().await;
+    good.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_member_that_sends_bad_pieces_to_a_third_of_the_fleet_is_banned_there_and_harms_nobody() {
+    let (rig, layers) = (Rig::new().await, vec![content(13, LAYER)]);
+    rig.seeder.push(REPOSITORY, "v1", &layers);
+    let holder = plain(&rig, 210).await;
+    holder.pull("v1").await;
+    let bad = BadPeer::start(150, &rig.seeder, Manner::Wrong).await;
+    let mut fleet = Vec::new();
+    for n in 211..220 {
+        let hears_of = if n % 3 == 0 { vec![holder.info(), bad.info.clone()] } else { vec![holder.info()] };
+        *lock(&rig.seeder.introductions) = hears_of;
+        let agent = plain(&rig, n).await;
+        let context = agent.resolve("v1").await;
+        fleet.push((agent, context));
+    }
+    rig.seeder.down.store(true, Ordering::Relaxed);
+    let pulls = join_all(fleet.iter().map(|(agent, context)| agent.finish(context))).await;
+    pulls.iter().for_each(|blobs| check(blobs, &layers));
+    let (mut bad_pieces, mut banned) = (0, 0);
+    for (agent, _) in &fleet {
+        let status = agent.handle.status().await.unwrap();
+        assert!(status.banned.iter().all(|node| *node == bad.info.node.to_string()), "{:?}", status.banned);
+        (bad_pieces, banned) = (bad_pieces + status.bad_pieces, banned + status.banned.len());
+        assert_eq!(agent.received("seeder"), 0, "the seeder was down");
+    }
+    assert!(banned > 0 && bad.requests() > 0, "it was asked {} times", bad.requests());
+    // Each node believes it until the first bad pieces, a handful that were asked for at once.
+    assert!(bad_pieces <= 16 * fleet.len() as u64, "{bad_pieces} bad pieces");
+    for (agent, _) in fleet {
+        agent.stop().await;
+    }
+    holder.stop().await;
+}
