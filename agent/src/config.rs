@@ -59,8 +59,10 @@ pub const INFLIGHT_BYTES_MAX: u64 = 64 << 20;
 /// What an agent needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The seeder: `http://host:port`.
+    /// The seeder: `http://host:port` or `https://host:port`.
     pub seeder: Uri,
+    /// By what an `https` seeder is known.
+    pub seeder_tls: SeederTls,
     /// No join token: the seeder's key is pinned at the first contact.
     pub insecure_open: bool,
     /// By which the node joins the fleet. Not needed once it has.
@@ -104,6 +106,15 @@ pub struct Listen {
     pub peer: Vec<SocketAddr>,
     /// Status and metrics.
     pub status: Vec<SocketAddr>,
+}
+
+/// By what an `https` seeder is known, and this node to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SeederTls {
+    /// The file of the authorities that may vouch for it. None: those of the system.
+    pub ca: Option<PathBuf>,
+    /// The files of this node's own certificate and of its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// How peers talk to one another.
@@ -233,6 +244,7 @@ impl Config {
         let listen = Listen { registry: any.clone(), libp2p: any.clone(), peer: any.clone(), status: any };
         Self {
             seeder,
+            seeder_tls: SeederTls::default(),
             insecure_open: true,
             join_token: None,
             data_dir,
@@ -252,7 +264,7 @@ impl Config {
     }
 
     fn merge(args: &AgentArgs, file: file::File, boot_id: &str) -> Result<Self, ConfigError> {
-        let seeder = args.seeder.clone().or(file.seeder).ok_or_else(|| ConfigError::Value {
+        let seeder = args.seeder.clone().or_else(|| file.seeder.clone()).ok_or_else(|| ConfigError::Value {
             key: "seeder",
             error: "the agent needs its seeder's URL: --seeder http://HOST:PORT".into(),
         })?;
@@ -261,6 +273,7 @@ impl Config {
             if flags.is_empty() { file.unwrap_or_else(|| vec![(ip, port).into()]) } else { flags.to_vec() }
         };
         let seeder = values::seeder_url(&seeder).map_err(|error| ConfigError::Value { key: "seeder", error })?;
+        let seeder_tls = seeder_tls(args, &file, &seeder)?;
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
         // A seeder on this machine has its fleet here too. In open mode whoever reaches a port is let in.
         let peers = if is_loopback(&seeder) { loopback } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -284,6 +297,7 @@ impl Config {
         let or = |flags: &[IpAddr], file: Vec<IpAddr>| if flags.is_empty() { file } else { flags.to_vec() };
         Ok(Self {
             seeder,
+            seeder_tls,
             insecure_open,
             join_token: None,
             data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| DATA_DIR.into()),
@@ -301,6 +315,24 @@ impl Config {
             trace: args.trace.clone(),
         })
     }
+}
+
+/// By what the seeder is known: of the flags, else of the file. Files for a seeder without TLS are a mistake that would go
+/// unnoticed.
+fn seeder_tls(args: &AgentArgs, file: &file::File, seeder: &Uri) -> Result<SeederTls, ConfigError> {
+    let wrong = |key, error: &str| Err(ConfigError::Value { key, error: error.into() });
+    let pick = |flag: &Option<PathBuf>, file: &Option<PathBuf>| flag.clone().or_else(|| file.clone());
+    let identity = match (pick(&args.seeder_cert, &file.seeder_cert), pick(&args.seeder_key, &file.seeder_key)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return wrong("seeder_cert", "a certificate needs its key: seeder_key"),
+        (None, Some(_)) => return wrong("seeder_key", "a key needs its certificate: seeder_cert"),
+    };
+    let tls = SeederTls { ca: pick(&args.seeder_ca, &file.seeder_ca), identity };
+    if tls != SeederTls::default() && seeder.scheme_str() != Some("https") {
+        return wrong("seeder", "certificates were given, but its URL does not begin with https://");
+    }
+    Ok(tls)
 }
 
 /// The join token: of the flag, else of the file that a flag or the configuration names, else of the environment. Errors do

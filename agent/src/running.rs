@@ -27,7 +27,7 @@ use crate::{
     rate::Rate,
     status::{Addresses, Sources, StatusPage},
     store::{Store, StoreConfig},
-    upstream::{Upstream, UpstreamConfig, UpstreamError, trust::TrustError},
+    upstream::{Upstream, UpstreamConfig, UpstreamError, connect::Tls, trust::TrustError},
 };
 
 /// Where the bound addresses are written, in the data folder.
@@ -262,10 +262,13 @@ async fn open_store(config: &Config) -> Result<Store> {
 
 /// The seeder's client. A seeder that does not answer is waited for at the first start only: later ones go on without.
 async fn contact(config: &Config, store: &Store) -> Result<Upstream> {
+    let secure = config.seeder.scheme_str() == Some("https");
+    let tls = secure.then(|| Tls::load(&config.seeder_tls)).transpose()?;
     let upstream = UpstreamConfig {
         seeder: config.seeder.clone(),
         insecure_open: config.insecure_open,
         token: config.join_token.clone(),
+        tls,
     };
     let deadline = Instant::now() + FIRST_CONTACT_MAX;
     loop {

@@ -12,7 +12,9 @@
 //! **Who this node is** to the seeder is set once the ports are bound ([`Upstream::set_self`]); the membership is kept
 //! here, so that every pull shows the newest.
 
+mod challenge;
 mod client;
+pub mod connect;
 mod error;
 mod join;
 mod pieces;
@@ -49,7 +51,7 @@ pub use join::Member;
 pub use pieces::{PieceChunk, PieceStream};
 pub use pull::PulledImage;
 
-use self::{client::Client, trust::Trust};
+use self::{client::Client, connect::Tls, trust::Trust};
 use crate::store::OpenedStatement;
 
 /// Small requests under way at once. A node pulls a few images at a time; 16 keeps a burst of HEADs from queueing
@@ -109,12 +111,14 @@ impl std::fmt::Debug for Credentials {
 /// How the seeder is reached.
 #[derive(Debug, Clone)]
 pub struct UpstreamConfig {
-    /// `http://host:port`, without a path.
+    /// `http://host:port` or `https://host:port`, without a path.
     pub seeder: Uri,
     /// Whether to pin the seeder's key at the first contact, without a join token.
     pub insecure_open: bool,
     /// By which the node joins, and whose root key the seeder must show.
     pub token: Option<JoinToken>,
+    /// How TLS is spoken to it; a seeder at `https://` needs it.
+    pub tls: Option<Tls>,
 }
 
 /// The client of the seeder. Clones share connections, keys and membership.
@@ -144,7 +148,7 @@ impl Upstream {
     #[must_use]
     pub fn new(config: &UpstreamConfig, trust: Trust) -> Self {
         Self {
-            client: Client::new(&config.seeder),
+            client: Client::new(&config.seeder, config.tls.clone()),
             trust: Arc::new(trust),
             token: config.token.clone().map(Arc::new),
             me: Arc::default(),

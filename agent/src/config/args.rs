@@ -18,6 +18,15 @@ pub struct AgentArgs {
     /// The seeder's URL (`seeder`)
     #[arg(long, value_name = "URL")]
     pub seeder: Option<String>,
+    /// A file with the authorities that may vouch for an `https` seeder (`seeder_ca`) [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    pub seeder_ca: Option<PathBuf>,
+    /// A file with this node's own certificate, for a seeder that asks for one (`seeder_cert`)
+    #[arg(long, value_name = "FILE", requires = "seeder_key")]
+    pub seeder_cert: Option<PathBuf>,
+    /// A file with the key of that certificate (`seeder_key`)
+    #[arg(long, value_name = "FILE", requires = "seeder_cert")]
+    pub seeder_key: Option<PathBuf>,
     /// Trust the key that the seeder shows at the first contact, and let anybody in who reaches a port (`insecure_open`)
     #[arg(long)]
     pub insecure_open: bool,

@@ -20,6 +20,9 @@ pub(super) const LOG: &str = "info,libp2p=warn,hyper=warn";
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     pub(super) seeder: Option<String>,
+    pub(super) seeder_ca: Option<PathBuf>,
+    pub(super) seeder_cert: Option<PathBuf>,
+    pub(super) seeder_key: Option<PathBuf>,
     pub(super) insecure_open: Option<bool>,
     pub(super) join_token_file: Option<PathBuf>,
     pub(super) data_dir: Option<PathBuf>,

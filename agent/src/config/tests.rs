@@ -81,6 +81,8 @@ fn each_mistake_is_one_line_that_names_the_key() {
         (AgentArgs::default(), "insecure_open = true", "seeder: the agent needs its seeder's URL"),
         (AgentArgs { seeder: Some("seeder:5000".into()), ..open() }, "", "seeder: `seeder:5000` is no seeder URL"),
         (AgentArgs { seeder: Some("http://a/b".into()), ..open() }, "", "seeder: `http://a/b` is no seeder URL"),
+        (open(), "seeder_ca = \"ca.pem\"", "seeder: certificates were given, but its URL"),
+        (open(), "seeder_cert = \"node.pem\"", "seeder_cert: a certificate needs its key"),
         (AgentArgs { region: Some("EU".into()), ..open() }, "", "labels.region: a label is"),
     ];
     for (args, toml, expected) in cases {

@@ -149,14 +149,13 @@ impl<'de> serde::Deserialize<'de> for ByteSize {
     }
 }
 
-/// `http://host[:port]` without path, query or user.
+/// `http://host[:port]` or `https://host[:port]` without path, query or user.
 pub(super) fn seeder_url(text: &str) -> Result<Uri, String> {
     let wrong = || format!("`{text}` is no seeder URL; write it like http://seeder.example:5000");
     let uri: Uri = text.parse().map_err(|_| wrong())?;
     let authority = uri.authority().ok_or_else(wrong)?;
     match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err("https is not there yet: give the seeder's http URL".into()),
+        Some("http" | "https") => {}
         _ => return Err(wrong()),
     }
     let bare = matches!(uri.path(), "" | "/") && uri.query().is_none() && !authority.as_str().contains('@');

@@ -46,7 +46,7 @@ pub(super) fn candidates(uri: &Uri, asked: Option<&Repository>, seeder: &str) ->
     let value = HeaderValue::from_str(&namespace).ok().filter(|_| good);
     let message = || ApiError::new(ErrorCode::NameInvalid, "`ns` must be a registry's host name, with its port if any");
     names.namespace = Some(value.ok_or_else(message)?);
-    let own = seeder.strip_prefix("http://").unwrap_or(seeder);
+    let own = seeder.split_once("://").map_or(seeder, |(_, own)| own);
     let here = host(&namespace) == "localhost" || host(&namespace).parse::<std::net::IpAddr>().is_ok();
     if let Some(asked) = asked
         && namespace != own

@@ -64,7 +64,7 @@ impl Stage {
 }
 
 pub(crate) fn upstream_config(address: SocketAddr) -> UpstreamConfig {
-    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true, token: None }
+    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true, token: None, tls: None }
 }
 
 #[derive(Debug, Clone)]

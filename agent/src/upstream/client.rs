@@ -1,4 +1,5 @@
-//! Requests and answers: connections, time limits, retries. The only file that knows the HTTP client library.
+//! Requests and answers: connections, time limits, retries. The only file, beside [`super::connect`], that knows the
+//! HTTP client library. No redirect is followed: a seeder has no reason to send a client's password elsewhere.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +8,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
+    client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
 use shoal_proto::{
@@ -20,8 +21,10 @@ use tokio::{
 };
 
 use super::{
-    ANSWER_TIMEOUT, ATTEMPTS, CONNECT_TIMEOUT, Challenge, Credentials, PIECE_STREAMS_MAX, REQUESTS_MAX, SILENCE_MAX,
-    UpstreamError, error::retry_after,
+    ANSWER_TIMEOUT, ATTEMPTS, Challenge, Credentials, PIECE_STREAMS_MAX, REQUESTS_MAX, SILENCE_MAX, UpstreamError,
+    challenge::{is_sound, keep_sound},
+    connect::{Connector, Tls},
+    error::retry_after,
 };
 
 /// Idle connections kept: what a pull's burst of small requests leaves behind.
@@ -35,16 +38,6 @@ const ERROR_BODY_MAX: usize = 64 << 10;
 /// First pause between attempts; it doubles, and half of it is random.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What connects: TCP now. TLS takes its place here.
-type Connector = HttpConnector;
-
-fn connector() -> Connector {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_nodelay(true);
-    connector
-}
-
 /// The connections to one seeder.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
@@ -55,13 +48,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(base: &Uri) -> Self {
+    pub(super) fn new(base: &Uri, tls: Option<Tls>) -> Self {
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .http1_max_buf_size(READ_AHEAD_BYTES)
-            .build(connector());
+            .build(Connector::new(tls));
         Self {
             http,
             base: base.to_string().trim_end_matches('/').into(),
@@ -138,10 +131,15 @@ impl Client {
         }
     }
 
-    /// An answer of any status.
+    /// An answer of any status but a redirect.
     pub(super) async fn send_once(&self, request: &Request<Bytes>) -> Result<Response<Incoming>, UpstreamError> {
         let _permit = permit(&self.small).await;
-        self.exchange(request).await
+        let mut response = self.exchange(request).await?;
+        if response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED {
+            return Err(self.protocol(request.uri().path(), "it redirects, which is not followed"));
+        }
+        keep_sound(response.headers_mut(), &self.base);
+        Ok(response)
     }
 
     /// The head of an answer whose body is long; the permit goes with the body.
@@ -180,7 +178,8 @@ impl Client {
         Err(match status {
             StatusCode::NOT_FOUND => UpstreamError::NotFound { url, what: path, body: error_body(response).await },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let www_authenticate = response.headers().get_all(header::WWW_AUTHENTICATE).iter().cloned().collect();
+                let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+                let www_authenticate = challenges.filter(|value| is_sound(value, &self.base)).cloned().collect();
                 let body = error_body(response).await;
                 UpstreamError::Unauthorized(Box::new(Challenge { status, www_authenticate, body }))
             }

@@ -18,6 +18,8 @@ use crate::{
     testing::{FakeSeeder, Stage, content, upstream_config},
 };
 
+mod secure;
+
 fn repository() -> Repository {
     "app".parse().unwrap()
 }

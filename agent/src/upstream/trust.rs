@@ -279,7 +279,7 @@ impl Upstream {
             let (pinned, found) = (hex::encode(trust.root.to_bytes()), hex::encode(token.root));
             return Err(TrustError::RootChanged { pinned, found });
         }
-        let info = Client::new(&config.seeder).info().await;
+        let info = Client::new(&config.seeder, config.tls.clone()).info().await;
         let trust = match (remembered, info) {
             (Some(trust), Ok(info)) => {
                 trust.accept(&info)?;
