@@ -20,6 +20,9 @@ pub mod history;
 pub mod http;
 pub mod identity;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../proto/fuzz/mutate.rs"]
+mod mutate;
 pub mod peer;
 pub mod rate;
 pub mod running;

@@ -18,6 +18,9 @@ pub mod body;
 mod connection;
 pub mod error;
 pub mod handoff;
+#[cfg(test)]
+#[path = "../../proto/fuzz/mutate.rs"]
+mod mutate;
 pub mod reply;
 mod rewind;
 pub mod server;

@@ -27,6 +27,8 @@ use tokio::{
     task::JoinSet,
 };
 
+mod fuzz;
+
 const BIG: usize = 3 << 20;
 
 fn content() -> Vec<u8> {

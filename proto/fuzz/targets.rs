@@ -5,10 +5,13 @@ use shoal_proto::{
     envelope::{ENVELOPE_LEN_MAX, Envelope},
     have::HaveSet,
     layout::{Layout, PIECE_LEN_MIN},
+    member::Caller,
     message::{FRAME_LEN_MAX, FrameHeader, HEADER_LEN, Message},
+    name::{Repository, Tag},
     oci::Route,
     range::{self, Selection},
-    signed::{Capability, KeySet, Statement, TagRecord},
+    signed::{Capability, KeySet, Label, Membership, Statement, TagRecord},
+    token::JoinToken,
 };
 
 /// A frame of the peer protocol: header, then body.
@@ -71,5 +74,41 @@ pub(crate) fn have(data: &[u8]) {
     if let Ok(set) = HaveSet::from_bytes(&layout, data) {
         assert_eq!(set.to_bytes(), data);
         assert!(set.iter().count() == set.len() as usize && set.len() <= 100);
+    }
+}
+
+/// The header by which a member says who it is.
+pub(crate) fn caller(data: &[u8]) {
+    let Ok(header) = std::str::from_utf8(data) else { return };
+    let Ok(caller) = Caller::from_header(header) else { return };
+    assert_eq!(Caller::from_header(&caller.to_header()).expect("what was encoded decodes"), caller);
+    let keys = KeySet { version: Default::default(), keys: Vec::new() };
+    assert!(caller.membership.open::<Membership>(&keys).is_err());
+}
+
+/// A join token, as a person pastes it.
+pub(crate) fn token(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(token) = text.parse::<JoinToken>() {
+        assert_eq!(token.to_string().parse::<JoinToken>().expect("what was printed is read").root, token.root);
+    }
+}
+
+/// Names, tags, labels and digests, as they become parts of paths.
+pub(crate) fn name(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let stays =
+        |part: &str| !part.contains("..") && !part.starts_with('/') && part.bytes().all(|b| b > b' ' && b < 127);
+    if let Ok(name) = text.parse::<Repository>() {
+        assert!(stays(name.as_str()), "{name}");
+    }
+    if let Ok(tag) = text.parse::<Tag>() {
+        assert!(!tag.as_str().contains('/') && tag.as_str() != "..", "{tag}");
+    }
+    if let Ok(label) = text.parse::<Label>() {
+        assert!(!label.as_str().contains('/') && !label.as_str().starts_with('.'), "{label:?}");
+    }
+    if let Ok(digest) = text.parse::<Digest>() {
+        assert_eq!(digest.to_string(), text);
     }
 }

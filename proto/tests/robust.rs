@@ -24,6 +24,9 @@ const TARGETS: &[(&str, Target)] = &[
     ("route", targets::route),
     ("range", targets::range),
     ("have", targets::have),
+    ("caller", targets::caller),
+    ("token", targets::token),
+    ("name", targets::name),
 ];
 
 fn digest() -> impl Strategy<Value = Digest> {

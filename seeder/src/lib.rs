@@ -25,6 +25,9 @@ pub mod keys;
 pub mod manifest;
 pub mod members;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../proto/fuzz/mutate.rs"]
+mod mutate;
 pub mod pieces;
 mod seeder;
 mod slots;

@@ -20,6 +20,9 @@
 pub mod announce;
 pub mod batch;
 pub mod gate;
+#[cfg(test)]
+#[path = "../../../proto/fuzz/mutate.rs"]
+mod mutate;
 pub mod records;
 #[cfg(test)]
 mod tests;

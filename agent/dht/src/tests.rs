@@ -247,3 +247,13 @@ async fn a_revoked_nodes_open_connection_is_closed() {
     bad.net.find(vec![[8; 32]]);
     assert_eq!(refused(&good.gate).await, "membership-revoked", "and does not come back");
 }
+
+#[test]
+fn fuzz_announcement() {
+    mutate::fuzz("announcement", std::path::Path::new("fuzz/corpus/announcement"), &[], |data| {
+        let Ok(announcement) = batch::Announcement::decode(data) else { return };
+        assert!(announcement.keys.len() <= batch::KEYS_MAX && announcement.addresses.len() <= records::ADDRESSES_MAX);
+        let found = contact(NodeId([1; 32]), &announcement.addresses);
+        assert!(found.is_none_or(|found| found.peer.len() + found.libp2p.len() <= records::ADDRESSES_MAX));
+    });
+}

@@ -146,4 +146,16 @@ mod tests {
             assert_eq!(Children::of(text.as_bytes()), Children::default(), "{text}");
         }
     }
+
+    #[test]
+    fn fuzz_manifest() {
+        crate::mutate::fuzz("manifest", std::path::Path::new("fuzz/corpus/manifest"), &[], |data| {
+            let children = Children::of(data);
+            assert!(children.blobs.len() + children.manifests.len() <= data.len());
+            if let Ok(image) = Image::of(data) {
+                assert!(image.layers.iter().all(|layer| layer.urls.is_empty()));
+            }
+            let _ = Children::of_index(data);
+        });
+    }
 }

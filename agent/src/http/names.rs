@@ -107,4 +107,18 @@ mod tests {
         let error = candidates(&"/v2/a/tags/list?ns=a%20b".parse().unwrap(), Some(&asked), "http://s:1").unwrap_err();
         assert_eq!(error.code(), ErrorCode::NameInvalid);
     }
+
+    #[test]
+    fn fuzz_target() {
+        crate::mutate::fuzz("target", std::path::Path::new("fuzz/corpus/target"), &[], |data| {
+            let Ok(uri) = Uri::try_from(data) else { return };
+            let Ok(route) = shoal_proto::oci::Route::parse(uri.path()) else { return };
+            let app: Repository = "app".parse().expect("a name");
+            let asked = route.repository().unwrap_or(&app);
+            if let Ok(names) = candidates(&uri, Some(asked), "http://s:1") {
+                assert!(names.iter().all(|name| !name.as_str().contains("..")), "{uri}");
+                assert!(names.paths(&uri.to_string()).iter().all(|path| path.len() <= 2 * data.len() + 300), "{uri}");
+            }
+        });
+    }
 }

@@ -343,6 +343,16 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_certificate() {
+        let seeds = [certificate(&identity(1)).unwrap().0.to_vec()];
+        crate::mutate::fuzz("certificate", std::path::Path::new("fuzz/corpus/certificate"), &seeds, |data| {
+            if let Ok(shown) = node_of(&data.into()) {
+                assert_eq!(shown.node, identity(1).node(), "it was forged");
+            }
+        });
+    }
+
+    #[test]
     fn an_ordinary_certificate_names_nobody() {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         let der = rcgen::CertificateParams::default().self_signed(&pair).unwrap();

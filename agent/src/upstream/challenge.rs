@@ -15,13 +15,15 @@ pub(super) fn is_sound(challenge: &HeaderValue, seeder: &str) -> bool {
     }
     match scheme.to_ascii_lowercase().as_str() {
         "basic" => true,
-        "bearer" => realms(&rest).all(|realm| is_seeders(realm, seeder)) && realms(&rest).count() == 1,
+        // One realm, written as everybody reads it.
+        "bearer" => rest.matches("realm").count() == 1 && realm(&rest).is_some_and(|realm| is_seeders(realm, seeder)),
         _ => false,
     }
 }
 
-fn realms(rest: &str) -> impl Iterator<Item = &str> {
-    rest.match_indices("realm=\"").filter_map(|(at, key)| rest[at + key.len()..].split('"').next())
+fn realm(rest: &str) -> Option<&str> {
+    let (realm, _) = rest.split_once("realm=\"")?.1.split_once('"')?;
+    Some(realm)
 }
 
 fn is_seeders(realm: &str, seeder: &str) -> bool {
@@ -48,6 +50,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz_challenge() {
+        crate::mutate::fuzz("challenge", std::path::Path::new("fuzz/corpus/challenge"), &[], |data| {
+            if let Ok(value) = HeaderValue::from_bytes(data) {
+                // `Basic` points nowhere, whatever it says.
+                let points = data.trim_ascii().to_ascii_lowercase().starts_with(b"bearer");
+                if points && is_sound(&value, "https://s:1") {
+                    let text = String::from_utf8_lossy(data).to_ascii_lowercase();
+                    let (_, realm) = text.split_once("realm=\"").expect("it has a realm");
+                    assert!(
+                        ["/", "\"", "?", "#"].iter().any(|end| realm.starts_with(&format!("https://s:1{end}"))),
+                        "{text}"
+                    );
+                }
+            }
+        });
+    }
+
+    #[test]
     fn a_client_is_sent_nowhere_but_to_the_seeder() {
         let seeder = "https://seeder.example:5000";
         let good = [
@@ -66,6 +86,8 @@ mod tests {
             "Bearer realm=\"https://seeder.example:5000/token\",realm=\"https://evil.example/\"",
             "Basic realm=\"x\", Bearer realm=\"https://evil.example/token\"",
             "Bearer service=\"x\"",
+            "Bearer realm=\"https://seeder.example:5000/",
+            "Bearer realm=https://evil.example/token,x=\"\",realm=\"https://seeder.example:5000/token\"",
             "Negotiate",
             "NTLM",
             "",

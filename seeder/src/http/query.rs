@@ -64,4 +64,17 @@ mod tests {
         assert_eq!(Query::read("t=a/b+json").first("t"), Some("a/b+json"));
         assert_eq!(Query::read(&format!("x={}", encode("a/b c+:é"))).first("x"), Some("a/b c+:é"));
     }
+
+    #[test]
+    fn fuzz_query() {
+        crate::mutate::fuzz("query", std::path::Path::new("fuzz/corpus/query"), &[], |data| {
+            let Ok(text) = std::str::from_utf8(data) else { return };
+            let query = Query::read(text);
+            assert!(query.0.len() <= data.len());
+            for (key, value) in &query.0 {
+                assert_eq!(decode(&encode(key)), *key);
+                assert_eq!(decode(&encode(value)), *value);
+            }
+        });
+    }
 }

@@ -1,0 +1,50 @@
+//! A whole connection as a stranger bends it: the server answers in HTTP or not at all, and lives on.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream as StdStream},
+    path::Path,
+    sync::LazyLock,
+};
+
+use tokio::runtime::Runtime;
+
+use super::*;
+
+/// How long an answer may be awaited: a body that grows for ever has none.
+const QUIET: Duration = Duration::from_millis(30);
+/// Bytes of an answer that are looked at.
+const ANSWER_LEN_MAX: usize = 64 << 10;
+
+/// One server for all inputs.
+static SERVER: LazyLock<(Runtime, Server)> = LazyLock::new(|| {
+    let runtime = Runtime::new().expect("threads");
+    let server = runtime.block_on(start());
+    (runtime, server)
+});
+
+fn answer(to: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let mut socket = StdStream::connect(to).expect("the server takes connections");
+    socket.set_read_timeout(Some(QUIET)).expect("a time limit");
+    // The server may close before it has read all.
+    let _ = socket.write_all(request);
+    let _ = socket.shutdown(Shutdown::Write);
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(len) = socket.read(&mut buffer) {
+        answer.extend_from_slice(&buffer[..len]);
+        if len == 0 || answer.len() > ANSWER_LEN_MAX {
+            break;
+        }
+    }
+    answer
+}
+
+#[test]
+fn fuzz_connection() {
+    crate::mutate::fuzz("connection", Path::new("fuzz/corpus/connection"), &[], |data| {
+        let answer = answer(SERVER.1.addr, data);
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
+    });
+    let after = answer(SERVER.1.addr, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(after.starts_with(b"HTTP/1.1 200"), "it lives on");
+}
