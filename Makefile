@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 ENV = eval "$$(.ci/setup env)"
-.PHONY: help demo test fuzz lint bench bench-sim bench-registry validate
+.PHONY: help demo test fuzz lint bench bench-sim bench-registry bench-trust validate
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
@@ -40,3 +40,7 @@ validate: ## the simulator held against real agents in network namespaces: targe
 bench-registry: ## the seeder as a plain registry beside docker-registry and nginx: target/bench/registry.json
 	@.ci/setup build bench
 	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-registry-bench" $(FLAGS)
+
+bench-trust: ## what memberships, capabilities and revocations cost: target/bench/trust.json
+	@.ci/setup build
+	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-trust-bench" $(FLAGS)

@@ -32,7 +32,7 @@ mod links;
 mod peers;
 mod perform;
 mod readers;
-mod rights;
+pub mod rights;
 mod seeder;
 mod serve;
 mod start;

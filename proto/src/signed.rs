@@ -272,12 +272,17 @@ impl Capability {
     /// Whether the capability lets `node` read `digest` at `now`, where the digests are listed.
     #[must_use]
     pub fn covers(&self, node: &NodeId, digest: &Digest, now: UnixSeconds) -> bool {
+        self.is_for(node, now) && matches!(&self.covered, Covered::List(list) if list.contains(digest))
+    }
+
+    /// Whether the capability is `node`'s at `now`, whatever it covers.
+    #[must_use]
+    pub fn is_for(&self, node: &NodeId, now: UnixSeconds) -> bool {
         let who = match &self.subject {
             Subject::Node(subject) => subject == node,
             Subject::AnyMember => true,
         };
-        let what = matches!(&self.covered, Covered::List(list) if list.contains(digest));
-        who && what && (self.not_before..self.not_after).contains(&now)
+        who && (self.not_before..self.not_after).contains(&now)
     }
 }
 

@@ -249,6 +249,14 @@ impl Daemon {
         self.running()?.rss_peak()
     }
 
+    /// Its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pid(&self) -> Result<rustix::process::Pid> {
+        self.running()?.pid()
+    }
+
     /// Whether it stands still (SIGSTOP, SIGCONT).
     ///
     /// # Errors

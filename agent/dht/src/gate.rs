@@ -92,15 +92,23 @@ impl Verdict {
     }
 }
 
-/// Noise, then memberships.
+/// The security upgrade: Noise, then memberships.
 #[derive(Clone)]
-pub(super) struct Gated {
+pub struct Gated {
     noise: noise::Config,
     gate: Arc<dyn Gate>,
 }
 
+impl fmt::Debug for Gated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gated").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
 impl Gated {
-    pub(super) fn new(noise: noise::Config, gate: Arc<dyn Gate>) -> Self {
+    /// Noise under a gate.
+    #[must_use]
+    pub fn new(noise: noise::Config, gate: Arc<dyn Gate>) -> Self {
         Self { noise, gate }
     }
 }

@@ -1,46 +1,82 @@
 //! Who may read what: the capabilities that a peer has shown on its connection.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap};
 
 use shoal_proto::{
     Digest,
-    signed::{Capability, NodeId, UnixSeconds},
+    signed::{Capability, Covered, NodeId, UnixSeconds},
 };
 
 /// Capabilities kept for one connection: one for each image that the peer pulls or serves these days. The oldest goes.
-const CAPABILITIES_MAX: usize = 64;
+pub const CAPABILITIES_MAX: usize = 64;
 
 /// What one peer may read.
 #[derive(Debug)]
-pub(super) struct Rights {
+pub struct Rights {
     node: NodeId,
-    shown: VecDeque<Capability>,
+    /// By when they were shown.
+    shown: BTreeMap<u64, Capability>,
+    /// Which of them cover a digest, the newest last: they are looked up at every piece.
+    covering: HashMap<Digest, Vec<u64>>,
+    next: u64,
 }
 
 impl Rights {
-    pub(super) const fn new(node: NodeId) -> Self {
-        Self { node, shown: VecDeque::new() }
+    /// Nothing yet, for a node that has shown who it is.
+    #[must_use]
+    pub fn new(node: NodeId) -> Self {
+        Self { node, shown: BTreeMap::new(), covering: HashMap::new(), next: 0 }
     }
 
     /// The peer has shown a capability; its signature was checked.
-    pub(super) fn add(&mut self, capability: Capability) {
-        self.shown.retain(|known| known.covered != capability.covered || known.subject != capability.subject);
-        if self.shown.len() == CAPABILITIES_MAX {
-            self.shown.pop_front();
+    pub fn add(&mut self, capability: Capability) {
+        let same = |known: &Capability| known.covered == capability.covered && known.subject == capability.subject;
+        let replaced = self.shown.iter().find(|(_, known)| same(known)).map(|(number, _)| *number);
+        let full = self.shown.len() >= CAPABILITIES_MAX;
+        let gone = replaced.or_else(|| self.shown.keys().next().copied().filter(|_| full));
+        if let Some(gone) = gone {
+            self.remove(gone);
         }
-        self.shown.push_back(capability);
+        let number = self.next;
+        self.next += 1;
+        for digest in listed(&capability) {
+            self.covering.entry(*digest).or_default().push(number);
+        }
+        self.shown.insert(number, capability);
+    }
+
+    fn remove(&mut self, number: u64) {
+        let Some(capability) = self.shown.remove(&number) else { return };
+        for digest in listed(&capability) {
+            if let Some(covering) = self.covering.get_mut(digest) {
+                covering.retain(|other| *other != number);
+                if covering.is_empty() {
+                    self.covering.remove(digest);
+                }
+            }
+        }
     }
 
     /// Whether the peer may read `digest` now. Every answer about a blob passes here: what it holds, its hashes, its
     /// statement, its bytes.
-    pub(super) fn may_read(&self, digest: &Digest, now: UnixSeconds) -> bool {
-        self.shown.iter().rev().any(|capability| capability.covers(&self.node, digest, now))
+    #[must_use]
+    pub fn may_read(&self, digest: &Digest, now: UnixSeconds) -> bool {
+        let covering = self.covering.get(digest).into_iter().flatten().rev();
+        covering.filter_map(|number| self.shown.get(number)).any(|capability| capability.is_for(&self.node, now))
+    }
+}
+
+/// The digests that a capability names. By Merkle root they would be shown with proofs, of which none is taken yet.
+fn listed(capability: &Capability) -> &[Digest] {
+    match &capability.covered {
+        Covered::List(digests) => digests,
+        Covered::Root { .. } => &[],
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shoal_proto::signed::{Covered, Subject};
+    use shoal_proto::signed::Subject;
 
     use super::*;
 
@@ -70,7 +106,7 @@ mod tests {
         for n in 0..CAPABILITIES_MAX + 10 {
             rights.add(capability(Subject::AnyMember, vec![Digest::of(&n.to_le_bytes())], 200));
         }
-        assert_eq!(rights.shown.len(), CAPABILITIES_MAX);
+        assert_eq!((rights.shown.len(), rights.covering.len()), (CAPABILITIES_MAX, CAPABILITIES_MAX));
         assert!(!rights.may_read(&Digest::of(&0usize.to_le_bytes()), 150));
     }
 }
