@@ -74,6 +74,8 @@ pub(crate) struct FakeSeeder {
     pub(crate) failing: AtomicU32,
     /// Clients must show this `Authorization`, if any.
     pub(crate) password: Mutex<Option<String>>,
+    /// What a client hears that does not show it.
+    pub(crate) challenge: Mutex<String>,
     pub(crate) blobs: Mutex<BTreeMap<Digest, Bytes>>,
     tags: Mutex<HashMap<(Repository, Reference), Digest>>,
     pub(crate) counter: AtomicU32,
@@ -101,6 +103,7 @@ impl FakeSeeder {
             down: AtomicBool::new(false),
             failing: AtomicU32::new(0),
             password: Mutex::default(),
+            challenge: Mutex::new("Basic realm=\"seeder\"".into()),
             blobs: Mutex::default(),
             tags: Mutex::default(),
             counter: AtomicU32::new(1),
@@ -225,7 +228,7 @@ impl FakeSeeder {
         if let (Some(password), Some(_)) = (&*lock(&self.password), route.repository()) {
             let shown = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
             if shown != Some(password) {
-                let challenge = HeaderValue::from_static("Basic realm=\"seeder\"");
+                let challenge = lock(&self.challenge).clone().parse::<HeaderValue>().unwrap();
                 return Err(unknown(ErrorCode::Unauthorized).header(header::WWW_AUTHENTICATE, challenge));
             }
         }

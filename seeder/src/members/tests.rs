@@ -123,6 +123,36 @@ async fn a_revoked_member_is_on_the_signed_list_and_needs_another_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn revocations_hold_under_new_keys_however_often_they_change() {
+    let setup = setup().await;
+    let root = std::fs::read_to_string(setup.dir.path().join("root.key")).unwrap();
+    let rotate = || Order::RotateKeys { root: order::RootKey(root.clone()) };
+    let token = setup.members.create_token(5, 60, labels()).await.unwrap();
+    let (bad, good) = (setup.join(1, &token).await.unwrap(), setup.join(2, &token).await.unwrap());
+    let shown = setup.members.fleet.sign(&good);
+    setup.members.execute(rotate()).await.unwrap();
+    assert_eq!(setup.members.revocations(), None, "there was nothing to be signed anew");
+    setup.members.revoke(&bad.node).await.unwrap();
+    let mut before =
+        setup.members.revocations().unwrap().open::<RevocationList>(&*setup.members.fleet.key_set()).unwrap();
+    for _ in 0..3 {
+        setup.members.execute(rotate()).await.unwrap();
+        for members in [&setup.members, &setup.again().await] {
+            let list = members.revocations().unwrap().open::<RevocationList>(&*members.fleet.key_set()).unwrap();
+            assert_eq!(list.serials, [bad.serial]);
+            assert!(list.version > before.version, "agents take no list that is not newer");
+        }
+        before.version.counter += 1;
+    }
+    assert!(shown.open::<Membership>(&*setup.members.fleet.key_set()).is_err(), "its key was replaced long ago");
+    let renewed = setup.members.join(&good.node, None, unix_seconds()).await.unwrap();
+    assert_eq!(renewed.serial, good.serial, "a renewal makes up for that");
+    let foreign = Order::RotateKeys { root: order::RootKey("ab".repeat(32)) };
+    assert!(matches!(setup.members.execute(foreign.clone()).await, Err(OrderError::Rotate(_))));
+    assert!(!format!("{foreign:?}").contains("abab"), "a root key is never shown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn orders_are_carried_out_as_they_are_written() {
     let setup = setup().await;
     let order = async |order: Order| setup.members.execute(order).await;

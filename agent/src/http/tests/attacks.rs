@@ -102,3 +102,31 @@ async fn an_old_tag_record_is_not_taken_for_the_newest() {
         (StatusCode::OK, moved.to_string().as_str())
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_got_from_the_pinned_seeder_alone_and_is_good_for_whoever_holds_it() {
+    let bench = Bench::start(PLENTY).await;
+    let seeder = &bench.stage.seeder;
+    seeder.push("team/app", "v1", &[content(1, 100)]);
+    *lock(&seeder.password) = Some("Bearer good".into());
+    let path = "/v2/team/app/manifests/v1";
+    let challenges = |headers: &HeaderMap| {
+        let all = headers.get_all("www-authenticate").iter();
+        all.map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let own = format!("Bearer realm=\"http://{}/token\",service=\"shoal\"", bench.stage.address);
+    let foreign = "Bearer realm=\"http://evil.example/token\",service=\"shoal\"".to_owned();
+    for (challenge, passed_on) in [(foreign, vec![]), (own.clone(), vec![own])] {
+        *lock(&seeder.challenge) = challenge;
+        // Another client each time: what the seeder said of one stands for a while.
+        let shown = format!("Bearer wrong{}", passed_on.len());
+        let (status, headers, _) = bench.get_with(path, &[("authorization", &shown)]).await;
+        assert_eq!((status, challenges(&headers)), (StatusCode::UNAUTHORIZED, passed_on.clone()));
+        // What is passed on from the seeder as it is, too.
+        let (status, headers, _) = bench.get_with("/v2/team/app/tags/list", &[("authorization", &shown)]).await;
+        assert_eq!((status, challenges(&headers)), (StatusCode::UNAUTHORIZED, passed_on));
+    }
+    assert_eq!(bench.get_with(path, &[("authorization", "Bearer good")]).await.0, StatusCode::OK);
+    assert_eq!(bench.get_with(path, &[("authorization", "Bearer other")]).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(bench.get(path).await.0, StatusCode::UNAUTHORIZED, "stored here by now, and still not anybody's");
+}
