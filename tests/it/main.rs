@@ -14,6 +14,7 @@ mod harness;
 mod images;
 mod memory;
 mod outage;
+mod power_loss;
 mod push_pull;
 mod registry_crash;
 mod restart;

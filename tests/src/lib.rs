@@ -18,6 +18,7 @@ pub mod flip;
 pub mod http;
 pub mod image;
 pub mod metrics;
+pub mod power_loss;
 pub mod process;
 pub mod pull;
 pub mod push;

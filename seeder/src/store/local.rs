@@ -161,9 +161,7 @@ impl Local {
         make_dir(dir)?;
         let lock = lock(dir)?;
         format::check(dir)?;
-        for part in ["uploads", "quarantine", "blobs", "blobs/sha256", "blobs/sha512"] {
-            make_dir(&dir.join(part))?;
-        }
+        make_layout(dir)?;
         let tables = Tables::open(&dir.join("db"))?;
         let counter = tables.get(Table::Meta, META_TAG_COUNTER)?;
         let counter = counter.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?))).unwrap_or(0);
@@ -198,6 +196,25 @@ impl Local {
 fn make_dir(path: &Path) -> Result<(), OpenError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|error| OpenError::Dir { path: path.to_owned(), error })
+}
+
+/// Makes all directories of a store, and has them on the disk before anything is put into one: a blob that was placed
+/// and synced would be lost to a power loss with a directory above it whose own name was not.
+fn make_layout(dir: &Path) -> Result<(), OpenError> {
+    for part in ["uploads", "quarantine", "blobs", "blobs/sha256", "blobs/sha512"] {
+        make_dir(&dir.join(part))?;
+    }
+    for algorithm in ["blobs/sha256", "blobs/sha512"] {
+        for first in 0..=u8::MAX {
+            make_dir(&dir.join(algorithm).join(format!("{first:02x}")))?;
+        }
+    }
+    for made in ["blobs/sha256", "blobs/sha512", "blobs", ""] {
+        let path = dir.join(made);
+        let synced = File::open(&path).and_then(|open| open.sync_all());
+        synced.map_err(|error| OpenError::Dir { path, error })?;
+    }
+    Ok(())
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {

@@ -392,11 +392,6 @@ impl Inner {
         file.sync_data().map_err(StoreError::io("sync an upload"))?;
         let target = self.blob_path(digest);
         let parent = target.parent().expect("a blob lies in a directory");
-        match fs::create_dir(parent) {
-            Ok(()) => sync_dir(parent.parent().expect("so does that directory"))?,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(StoreError::io("make a directory")(error)),
-        }
         fs::rename(path, &target).map_err(StoreError::io("place a blob"))?;
         sync_dir(parent)
     }
