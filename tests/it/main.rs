@@ -18,5 +18,6 @@ mod power_loss;
 mod push_pull;
 mod registry_crash;
 mod restart;
+mod store_format;
 mod swarm;
 mod tidy;
