@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What one connection may buffer of what it reads, in bytes: with hundreds of uploads at once it is what memory goes to.
-const READ_BUFFER_MAX: usize = 64 << 10;
+pub(crate) const READ_BUFFER_MAX: usize = 64 << 10;
 
 /// A hand-off that waits for its connection, and whether the connection must close after it.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ fn says_close(headers: &HeaderMap) -> bool {
 }
 
 /// A small body is read into memory: taking the connection apart would cost more than the copy.
-async fn in_memory(handoff: Handoff) -> Response<Body> {
+pub(crate) async fn in_memory(handoff: Handoff) -> Response<Body> {
     let Handoff { head, file, segments, mut meter, .. } = handoff;
     let payload: u64 = segments.iter().map(Segment::payload_len).sum();
     let read = tokio::task::spawn_blocking(move || read_segments(&file, &segments)).await;

@@ -11,24 +11,33 @@
 //! kept alive after it only when the request's own body was read to its end: neither pipelined requests nor unread
 //! bodies are ever taken for something else. A service never sees a connection beyond the cap.
 //!
-//! **Absent on purpose.** HTTP/2 (its framing costs more than it gives between a registry and its clients), routing,
-//! compression (it would break `Content-Length`, `Range` and digests).
+//! **TLS.** [`serve_tls`] answers the same services under a certificate from files ([`Tls`]), by HTTP/2 or HTTP/1.1. What is
+//! encrypted cannot be left to the kernel: a hand-off becomes a body that is read in chunks as the client takes them.
+//!
+//! **Absent on purpose.** HTTP/2 without TLS (hyper could not give the socket up), routing, compression (it would break
+//! `Content-Length`, `Range` and digests).
 
+mod activity;
 pub mod body;
 mod connection;
 pub mod error;
 pub mod handoff;
+mod linger;
 #[cfg(test)]
 #[path = "../../proto/fuzz/mutate.rs"]
 mod mutate;
 pub mod reply;
 mod rewind;
+mod secure;
 pub mod server;
+mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 pub use body::RequestBody;
 pub use error::ApiError;
 pub use handoff::{Handoff, Segment};
 pub use reply::{Body, Reply};
-pub use server::{Limits, Peer, Service, serve};
+pub use server::{Limits, Peer, Service, serve, serve_tls};
+pub use tls::Tls;

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{body::RequestBody, connection::drive, reply::Reply};
+use crate::{body::RequestBody, connection, reply::Reply, secure, tls::Tls};
 
 /// Bodies up to this length in bytes stay in hyper: taking a connection apart costs about as much as copying so many.
 pub const SMALL_BODY_MAX: u64 = 64 << 10;
@@ -54,6 +54,8 @@ pub struct Limits {
     /// Longest wait for a request's head, on a new connection as on an idle one. Longer than clients keep idle connections
     /// (90 s is common), so that it is the client who closes.
     pub idle: Duration,
+    /// Longest time that a TLS handshake may take. A connection counts from its first packet on.
+    pub handshake: Duration,
     /// Longest time in which a client takes no byte of a body. Generous: a container runtime stops reading while it
     /// unpacks.
     pub stall: Duration,
@@ -68,6 +70,7 @@ impl Default for Limits {
             head_len_max: 64 << 10,
             headers_max: 128,
             idle: Duration::from_secs(120),
+            handshake: Duration::from_secs(10),
             stall: Duration::from_secs(300),
             drain: Duration::from_secs(10),
         }
@@ -85,6 +88,30 @@ pub async fn serve<S: Service>(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
+    run(listeners, None, service, limits, shutdown).await;
+}
+
+/// As [`serve`], under TLS: HTTP/2 or HTTP/1.1, as the client can.
+///
+/// # Panics
+/// As [`serve`].
+pub async fn serve_tls<S: Service>(
+    listeners: Vec<TcpListener>,
+    tls: Arc<Tls>,
+    service: Arc<S>,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    run(listeners, Some(tls), service, limits, shutdown).await;
+}
+
+async fn run<S: Service>(
+    listeners: Vec<TcpListener>,
+    tls: Option<Arc<Tls>>,
+    service: Arc<S>,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
     let limits = Arc::new(limits);
     let stop = CancellationToken::new();
     let mut connections = JoinSet::new();
@@ -97,7 +124,11 @@ pub async fn serve<S: Service>(
             accepted = accept(&listeners), if room => match accepted {
                 Ok((stream, peer)) => {
                     prepare(&stream);
-                    connections.spawn(drive(stream, peer, Arc::clone(&service), Arc::clone(&limits), stop.clone()));
+                    let (service, limits, stop) = (Arc::clone(&service), Arc::clone(&limits), stop.clone());
+                    match tls.clone() {
+                        None => connections.spawn(connection::drive(stream, peer, service, limits, stop)),
+                        Some(tls) => connections.spawn(secure::drive(stream, peer, service, limits, tls, stop)),
+                    };
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");

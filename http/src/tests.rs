@@ -16,7 +16,8 @@ use crate::{
     body::collect,
     handoff::{Abort, BodySource},
     reply::{Content, full},
-    serve,
+    serve, serve_tls,
+    tls::Tls,
 };
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
@@ -28,6 +29,8 @@ use tokio::{
 };
 
 mod fuzz;
+mod secure;
+mod secure_client;
 
 const BIG: usize = 3 << 20;
 
@@ -99,6 +102,10 @@ async fn start() -> Server {
 }
 
 async fn start_with(limits: Limits) -> Server {
+    start_on(limits, None).await
+}
+
+async fn start_on(limits: Limits, tls: Option<Arc<Tls>>) -> Server {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&content()).unwrap();
     let (grow, grown) = watch::channel(Ok(0));
@@ -114,9 +121,13 @@ async fn start_with(limits: Limits) -> Server {
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let mut task = JoinSet::new();
-    task.spawn(serve(vec![listener], service, limits, async {
+    let stopped = async {
         let _stopped = stopped.await;
-    }));
+    };
+    match tls {
+        None => task.spawn(serve(vec![listener], service, limits, stopped)),
+        Some(tls) => task.spawn(serve_tls(vec![listener], tls, service, limits, stopped)),
+    };
     Server { addr, written, grow, source_dropped, stop, task, _file: file }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use shoal_http::tls::Files;
 
 use crate::{
     store::local::{FREE_BYTES_MIN, ledger::Times},
@@ -36,7 +37,8 @@ pub enum ConfigError {
     },
     /// Open to others than this machine, and not on purpose.
     #[error(
-        "{0} can be reached from other machines, and there are no access rules yet: add --insecure-open if that is meant"
+        "{0} can be reached from other machines: give it a certificate ([tls]) and users (access_rules = true), or add \
+         --insecure-open if anybody may do everything"
     )]
     Exposed(SocketAddr),
     /// A number out of its range.
@@ -65,6 +67,41 @@ pub struct Config {
     pub limits: Limits,
     /// When content that nobody names is deleted.
     pub gc: Gc,
+    /// The registry's certificate; without one it speaks plain HTTP.
+    pub tls: TlsFiles,
+}
+
+/// The files of the registry's TLS, all of them PEM. They are read again when they change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsFiles {
+    /// The certificate, and after it those of the authorities between it and a root.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// The authorities of which clients must have a certificate; none: clients show none.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// What is to be read; none where the registry speaks plain HTTP.
+    ///
+    /// # Errors
+    /// One of the files is of no use without another that is not named.
+    pub fn files(&self) -> Result<Option<Files>, ConfigError> {
+        match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                Ok(Some(Files { certificate, key, client_ca: self.client_ca.clone() }))
+            }
+            (None, None) if self.client_ca.is_none() => Ok(None),
+            (None, None) => Err(ConfigError::Value("tls.client_ca needs tls.certificate and tls.key")),
+            (Some(_), None) => Err(ConfigError::Value("tls.certificate needs its key: set tls.key (--tls-key FILE)")),
+            (None, Some(_)) => {
+                Err(ConfigError::Value("tls.key needs its certificate: set tls.certificate (--tls-certificate FILE)"))
+            }
+        }
+    }
 }
 
 /// When content that nobody names is deleted.
@@ -118,6 +155,7 @@ impl Default for Config {
             introduce_ranges: Vec::new(),
             limits: Limits::default(),
             gc: Gc::default(),
+            tls: TlsFiles::default(),
         }
     }
 }
@@ -158,7 +196,8 @@ impl Config {
     /// What is wrong first.
     pub fn check(&self) -> Result<(), ConfigError> {
         let exposed = |addr: &&SocketAddr| !is_loopback(addr.ip());
-        if let Some(addr) = self.listen.iter().find(exposed).filter(|_| !self.insecure_open) {
+        let guarded = self.tls.files()?.is_some() && self.access_rules;
+        if let Some(addr) = self.listen.iter().find(exposed).filter(|_| !self.insecure_open && !guarded) {
             return Err(ConfigError::Exposed(*addr));
         }
         if self.listen.is_empty() {
@@ -217,7 +256,7 @@ mod tests {
         let example = include_str!("../seeder.example.toml");
         assert_eq!(parse(example).unwrap(), Config::default());
         let keys = example.lines().filter(|line| line.contains(" = ")).count();
-        assert_eq!(keys, 16, "every key is shown");
+        assert_eq!(keys, 19, "every key is shown");
     }
 
     #[test]
@@ -230,5 +269,30 @@ mod tests {
         assert!(config.check().is_ok());
         config.introduce_ranges.push("10.0.0.0".into());
         assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn with_a_certificate_and_users_it_listens_to_other_machines_and_with_one_of_them_it_does_not() {
+        let text =
+            |tls: &str, rules: bool| format!("listen = [\"0.0.0.0:5000\"]\naccess_rules = {rules}\n[tls]\n{tls}");
+        let pair = "certificate = \"c.pem\"\nkey = \"k.pem\"";
+        assert!(parse(&text(pair, true)).unwrap().check().is_ok());
+        for (tls, rules) in [(pair, false), ("", true)] {
+            let refused = parse(&text(tls, rules)).unwrap().check().unwrap_err();
+            assert!(matches!(refused, ConfigError::Exposed(_)), "{refused}");
+            assert!(refused.to_string().contains("[tls]") && refused.to_string().contains("access_rules"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_and_a_key_without_its_certificate_are_refused() {
+        for (tls, missing) in [
+            ("certificate = \"c\"", "set tls.key"),
+            ("key = \"k\"", "set tls.certificate"),
+            ("client_ca = \"a\"", "needs tls.certificate"),
+        ] {
+            let refused = parse(&format!("[tls]\n{tls}")).unwrap().check().unwrap_err().to_string();
+            assert!(refused.contains(missing), "{tls}: {refused}");
+        }
     }
 }

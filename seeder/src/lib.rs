@@ -40,4 +40,4 @@ mod time;
 pub mod users;
 
 pub use config::Config;
-pub use seeder::{Running, Seeder, StartError};
+pub use seeder::{Running, Seeder, StartError, load_tls};

@@ -80,9 +80,38 @@ struct Serve {
     /// Let anybody who reaches the port push, pull and join.
     #[arg(long)]
     insecure_open: bool,
-    /// Check the configuration and exit.
+    /// The registry's certificate, and after it those of the authorities between it and a root (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// The authorities of which clients must have a certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<PathBuf>,
+    /// Check the configuration, its TLS files too, and exit.
     #[arg(long)]
     check_config: bool,
+}
+
+impl Serve {
+    /// What was given by flag goes before what the file says.
+    fn apply(&self, config: &mut Config) {
+        if !self.listen.is_empty() {
+            config.listen.clone_from(&self.listen);
+        }
+        config.status = self.status.unwrap_or(config.status);
+        config.insecure_open |= self.insecure_open;
+        for (key, flag) in [
+            (&mut config.tls.certificate, &self.tls_certificate),
+            (&mut config.tls.key, &self.tls_key),
+            (&mut config.tls.client_ca, &self.tls_client_ca),
+        ] {
+            if flag.is_some() {
+                key.clone_from(flag);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -115,7 +144,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let usage = error.downcast_ref::<shoal_seeder::config::ConfigError>().is_some()
-                || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_)));
+                || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_) | StartError::Tls(_)));
             say(&mut std::io::stderr(), &format!("shoal-seeder: {error:#}"));
             ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED })
         }
@@ -135,14 +164,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .context("cannot start threads")?;
     match cli.command {
         Command::Serve(args) => {
-            let config = config(&args.common, |config| {
-                if !args.listen.is_empty() {
-                    config.listen.clone_from(&args.listen);
-                }
-                config.status = args.status.unwrap_or(config.status);
-                config.insecure_open |= args.insecure_open;
-            })?;
+            let config = config(&args.common, |config| args.apply(config))?;
             if args.check_config {
+                shoal_seeder::load_tls(&config)?;
                 say(&mut std::io::stdout(), "the configuration is good");
                 return Ok(());
             }

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use shoal_http::tls::{Tls, TlsError};
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinSet},
@@ -56,6 +57,9 @@ pub enum StartError {
     /// The fleet's keys cannot be had.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// There is no TLS with the files that were named.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A port or socket cannot be had.
     #[error("cannot listen on {addr}: {error}")]
     Listen {
@@ -86,6 +90,7 @@ impl Seeder {
     /// A bad configuration, a data directory that cannot be used or is in use, a port that is taken.
     pub async fn start(config: Config) -> Result<Running, StartError> {
         config.check()?;
+        let tls = load_tls(&config)?.map(Arc::new);
         let (store, members) = open(&config).await?;
         let fleet = Arc::clone(members.fleet());
         let metrics = Arc::new(Metrics::new());
@@ -108,7 +113,7 @@ impl Seeder {
             requests_per_s: config.limits.requests_per_s,
         }));
         let mut tasks = JoinSet::new();
-        tasks.spawn(shoal_http::serve(listeners, registry, http_limits(&config), stop.clone().cancelled_owned()));
+        serve_registry(&mut tasks, listeners, tls, registry, http_limits(&config), &stop);
         tasks.spawn(expire_uploads(Arc::clone(&store), config.limits.upload_idle_s, stop.clone()));
         if config.gc.every_s > 0 {
             let (every, deadline) =
@@ -256,7 +261,7 @@ fn write_addresses(dir: &Path, listen: &[SocketAddr], status: SocketAddr) -> Res
 
 fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &Fleet) {
     for addr in listen {
-        tracing::info!(%addr, "registry listens");
+        tracing::info!(%addr, tls = config.tls.certificate.is_some(), "registry listens");
     }
     tracing::info!(addr = %status, data_dir = %config.data_dir.display(), root = %hex::encode(fleet.root()), "status listens");
     if config.insecure_open {
@@ -266,6 +271,32 @@ fn announce(config: &Config, listen: &[SocketAddr], status: SocketAddr, fleet: &
     } else {
         tracing::warn!("whoever can reach the port from this machine may push, pull and delete; nodes join by token");
     }
+}
+
+/// Reads the certificate of `config`, if it names one.
+///
+/// # Errors
+/// There is no TLS with what it names.
+pub fn load_tls(config: &Config) -> Result<Option<Tls>, StartError> {
+    Ok(config.tls.files()?.map(Tls::load).transpose()?)
+}
+
+fn serve_registry(
+    tasks: &mut JoinSet<()>,
+    listeners: Vec<TcpListener>,
+    tls: Option<Arc<Tls>>,
+    registry: Arc<Registry>,
+    limits: shoal_http::Limits,
+    stop: &CancellationToken,
+) {
+    let stopped = stop.clone().cancelled_owned();
+    match tls {
+        None => tasks.spawn(shoal_http::serve(listeners, registry, limits, stopped)),
+        Some(tls) => {
+            tasks.spawn(Arc::clone(&tls).follow(stop.clone()));
+            tasks.spawn(shoal_http::serve_tls(listeners, tls, registry, limits, stopped))
+        }
+    };
 }
 
 /// What clients of the registry may take up.

@@ -5,5 +5,8 @@ mod fuzz;
 mod operation;
 mod process;
 mod reads;
+#[path = "../../http/src/tests/secure_client.rs"]
+mod secure_client;
+mod tls;
 mod uploads;
 mod vendor;

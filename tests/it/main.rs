@@ -18,6 +18,7 @@ mod power_loss;
 mod push_pull;
 mod registry_crash;
 mod restart;
+mod secure;
 mod store_format;
 mod swarm;
 mod tidy;

@@ -130,11 +130,13 @@ impl Daemon {
         let command = match &self.role {
             Role::Seeder { .. } => "serve",
             Role::Agent { seeder } => {
-                flag("--seeder", seeder.clone());
                 flag("--libp2p-listen", libp2p.unwrap_or_else(any).to_string());
                 // A test may say where.
-                if !self.extra.iter().any(|argument| argument == "--peer-listen") {
-                    flag("--peer-listen", peer.unwrap_or_else(any).to_string());
+                let peer = peer.unwrap_or_else(any).to_string();
+                for (name, value) in [("--seeder", seeder.clone()), ("--peer-listen", peer)] {
+                    if !self.extra.iter().any(|argument| argument == name) {
+                        flag(name, value);
+                    }
                 }
                 "agent"
             }
