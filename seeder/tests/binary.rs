@@ -37,7 +37,10 @@ impl Process {
         // It says where it listens, and then, last, that it is open.
         while !said.contains("OPEN") {
             let line = lines.next().expect("it says so before it ends").expect("it writes text");
-            addr = addr.or_else(|| line.split_once("registry listens addr=").map(|(_, addr)| addr.trim().to_owned()));
+            addr = addr.or_else(|| {
+                line.split_once("registry listens addr=")
+                    .and_then(|(_, at)| Some(at.split_whitespace().next()?.to_owned()))
+            });
             said.push_str(&line);
         }
         Self { child, addr: addr.expect("it said where") }
