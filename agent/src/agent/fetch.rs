@@ -204,21 +204,22 @@ impl Shell {
         self.fetches.take(&(digest, piece)).or_else(|| open_writer(self, blob, piece))
     }
 
+    /// A piece that a peer finished is verified. The peer is not known if its connection ended too long ago.
     pub(super) fn on_stored(
         &mut self,
-        peer: PeerId,
+        peer: Option<PeerId>,
         request: RequestId,
         digest: &Digest,
         piece: PieceIndex,
         bytes: u64,
     ) {
-        let source = self.source_of(peer);
+        let source = peer.map_or(Source::peer(Scope::Fleet), |peer| self.source_of(peer));
         self.metrics.received(metrics::From::Peer, bytes);
         self.metrics.came(source, bytes);
-        if let Some(known) = self.peers.get(peer) {
+        if let Some(known) = peer.and_then(|peer| self.peers.get(peer)) {
             self.history.from_peer(digest, source, known.info.node, bytes, Instant::now());
         }
-        if let Some(state) = self.peers.link_mut(peer) {
+        if let Some(state) = peer.and_then(|peer| self.peers.link_mut(peer)) {
             state.bytes_in += bytes;
             state.used = Instant::now();
         }

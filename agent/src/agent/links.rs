@@ -79,18 +79,18 @@ impl Shell {
             }
             Event::Heard { link, heard } => match self.peers.by_link.get(&link) {
                 Some(&peer) => self.on_heard(peer, heard),
-                None => self.on_heard_late(heard),
+                None => self.on_heard_late(link, heard),
             },
             Event::Down { link, down } => self.on_down(link, &down),
         }
     }
 
     /// Words of a connection that was let go: only what was in its hands matters.
-    fn on_heard_late(&mut self, heard: Heard) {
+    fn on_heard_late(&mut self, link: LinkId, heard: Heard) {
         if let Heard::Returned(partial) = heard {
             self.keep_partial(*partial);
-        } else if let Heard::Stored { request, digest, piece, .. } = heard {
-            self.stored(request, &digest, piece);
+        } else if let Heard::Stored { request, digest, piece, bytes } = heard {
+            self.on_stored(self.peers.buried(link), request, &digest, piece, bytes);
         } else if let Heard::Corrupt { digest, piece, .. } = heard {
             self.unpark(&(digest, piece));
         }
@@ -180,6 +180,7 @@ impl Shell {
 
     /// Saves what can be saved of a connection that is gone.
     fn bury(&mut self, peer: PeerId, old: LinkState) {
+        self.peers.bury(old.link.id(), peer);
         for partial in old.link.leftovers() {
             self.keep_partial(partial);
         }

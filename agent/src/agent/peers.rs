@@ -1,7 +1,7 @@
 //! The nodes that this one knows, under the core's ids: where they are, and whom not to talk to.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
     time::Duration,
 };
@@ -26,6 +26,9 @@ use crate::{config::StaticPeer, peer::LinkId};
 /// Nodes whose ban is remembered. Whoever is banned keeps its entry for minutes; more than this many at once means that
 /// the fleet itself is bad.
 const BANS_MAX: usize = 4096;
+/// Ended connections that are remembered: what one had in hand is told of within moments of its end, and no more than
+/// this many end in that time but in a storm, when bytes of an older one count as from somewhere in the fleet.
+const BURIED_MAX: usize = 64;
 /// Pause between attempts to reach a node that the configuration names.
 const STATIC_PAUSE: Duration = Duration::from_secs(15);
 
@@ -54,6 +57,8 @@ pub(super) struct Peers {
     pub(super) arena: Arena<PeerId, Known>,
     by_node: HashMap<NodeId, PeerId>,
     pub(super) by_link: HashMap<LinkId, PeerId>,
+    /// Connections that ended, the latest last.
+    buried: VecDeque<(LinkId, PeerId)>,
     /// Dials under way.
     dials: HashMap<u64, PeerId>,
     next_dial: u64,
@@ -83,6 +88,18 @@ impl Peers {
 
     pub(super) fn link_mut(&mut self, peer: PeerId) -> Option<&mut LinkState> {
         self.arena.get_mut(peer)?.link.as_mut()
+    }
+
+    /// Whose connection this was.
+    pub(super) fn buried(&self, link: LinkId) -> Option<PeerId> {
+        self.buried.iter().rev().find(|(id, _)| *id == link).map(|(_, peer)| *peer)
+    }
+
+    pub(super) fn bury(&mut self, link: LinkId, peer: PeerId) {
+        if self.buried.len() == BURIED_MAX {
+            self.buried.pop_front();
+        }
+        self.buried.push_back((link, peer));
     }
 
     /// How many nodes are remembered.

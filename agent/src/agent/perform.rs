@@ -97,7 +97,9 @@ impl Shell {
                 }
             }
             Heard::Progress { request, bytes } => self.feed(Input::Progress { request, bytes }),
-            Heard::Stored { request, digest, piece, bytes } => self.on_stored(peer, request, &digest, piece, bytes),
+            Heard::Stored { request, digest, piece, bytes } => {
+                self.on_stored(Some(peer), request, &digest, piece, bytes)
+            }
             Heard::Corrupt { request, digest, piece, sole_sender } => {
                 self.on_corrupt(peer, request, &digest, piece, sole_sender);
             }

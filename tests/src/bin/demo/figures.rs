@@ -1,6 +1,6 @@
 //! What was measured, what it must be, and how it is told.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -10,6 +10,7 @@ use shoal_tests::{
     metrics::names,
     pull,
     report::{human, line},
+    wait,
 };
 
 /// Payload bytes that the seeder may send for one image, as a multiple of the image.
@@ -29,13 +30,26 @@ pub(crate) struct AgentFigures {
     waited: (u64, u64),
 }
 
+/// An agent counts a piece right after its readers see it.
+const COUNT_LATE_MAX: Duration = Duration::from_secs(5);
+
 impl AgentFigures {
-    pub(crate) async fn read(agent: &Daemon, report: &pull::Report) -> Result<Self> {
-        let metrics = agent.metrics().await?;
+    /// Reads an agent's counts once they hold all `needed` bytes, or else as they are in the end.
+    pub(crate) async fn read(agent: &Daemon, report: &pull::Report, needed: u64) -> Result<Self> {
+        let counted = async || {
+            let metrics = agent.metrics().await?;
+            let bytes =
+                [names::FROM_PEERS, names::FROM_SEEDER].map(|from| metrics.count(names::AGENT_RECEIVED, &[from]));
+            Ok((bytes.iter().sum::<u64>() >= needed).then_some(metrics))
+        };
+        let metrics = match wait::until("the agent's count", COUNT_LATE_MAX, counted).await {
+            Ok(metrics) => metrics,
+            Err(_) => agent.metrics().await?,
+        };
         Ok(Self {
             name: agent.name().to_owned(),
             seconds: report.elapsed.as_secs_f64(),
-            first_byte_seconds: report.first_bytes.iter().min().map_or(0.0, std::time::Duration::as_secs_f64),
+            first_byte_seconds: report.first_bytes.iter().min().map_or(0.0, Duration::as_secs_f64),
             from_peers: metrics.count(names::AGENT_RECEIVED, &[names::FROM_PEERS]),
             from_seeder: metrics.count(names::AGENT_RECEIVED, &[names::FROM_SEEDER]),
             rss_peak: agent.rss_peak()?,
@@ -60,6 +74,11 @@ pub(crate) async fn sent_by(seeder: &Daemon) -> Result<u64> {
     let metrics = seeder.metrics().await?;
     anyhow::ensure!(metrics.has(names::SEEDER_SENT), "the seeder does not export {}", names::SEEDER_SENT);
     Ok(metrics.count(names::SEEDER_SENT, &[]))
+}
+
+/// Payload bytes that an agent must have received to have an image.
+pub(crate) fn needed(image: &Image) -> u64 {
+    image.blobs().map(|blob| blob.size).sum()
 }
 
 impl Figures {
@@ -106,7 +125,7 @@ impl Figures {
                 "of {waited} large layers {late} were stored to over 25 % when their first byte went out"
             ));
         }
-        let needed: u64 = image.blobs().map(|blob| blob.size).sum();
+        let needed = needed(image);
         for agent in &self.agents {
             // Every byte was checked at the client; this checks the agent's own count.
             if agent.from_peers + agent.from_seeder < needed {

@@ -103,8 +103,9 @@ async fn measure(arguments: &Arguments, cluster: &Cluster, image: &RealImage) ->
     let reports = pull_through_all(cluster, image).await?;
     let sent = figures::sent_by(&cluster.seeder).await?.saturating_sub(sent_before);
     let mut figures = Figures::new(image.image.unique_bytes(), sent);
+    let needed = figures::needed(&image.image);
     for (agent, report) in cluster.agents.iter().zip(&reports) {
-        figures.agents.push(AgentFigures::read(agent, report).await?);
+        figures.agents.push(AgentFigures::read(agent, report, needed).await?);
     }
     if !arguments.no_docker {
         docker::leg(cluster, image, &mut figures).await;
