@@ -22,6 +22,7 @@ use crate::{
     keys::Fleet,
     members::{Members, order::Order},
     metrics::{Metrics, Payload},
+    quota::Usage,
     store::{Collected, Counts, Store, StoreError, local::backup::Backup},
 };
 
@@ -58,6 +59,8 @@ pub struct Report {
     pub uploads: u64,
     /// Payload bytes that this process has written to sockets.
     pub payload_bytes: u64,
+    /// What quotas leave, and what is in use of them.
+    pub quotas: Vec<Usage>,
 }
 
 /// Why a running seeder cannot be asked.
@@ -167,7 +170,7 @@ impl Admin {
 
     async fn report(&self) -> Result<Report, StoreError> {
         let kinds = [Payload::Blob, Payload::Pieces, Payload::Manifest];
-        let mut report = report(&self.store.counts().await?, self.members.fleet());
+        let mut report = report(&self.store.counts().await?, self.store.usage(), self.members.fleet());
         report.running = true;
         report.listen.clone_from(&self.listen);
         report.uptime_s = self.started.elapsed().as_secs();
@@ -177,7 +180,7 @@ impl Admin {
 }
 
 /// What a store says about itself, without a process that serves it.
-pub(crate) fn report(counts: &Counts, fleet: &Fleet) -> Report {
+pub(crate) fn report(counts: &Counts, quotas: Vec<Usage>, fleet: &Fleet) -> Report {
     Report {
         running: false,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -188,6 +191,7 @@ pub(crate) fn report(counts: &Counts, fleet: &Fleet) -> Report {
         blobs: counts.blobs,
         uploads: counts.uploads,
         payload_bytes: 0,
+        quotas,
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use shoal_http::tls::Files;
 
 use crate::{
+    quota::{QUOTAS_MAX, Quota},
     store::local::{FREE_BYTES_MIN, ledger::Times},
     swarm::Range,
 };
@@ -67,6 +68,8 @@ pub struct Config {
     pub limits: Limits,
     /// When content that nobody names is deleted.
     pub gc: Gc,
+    /// How much repositories may hold.
+    pub quotas: Vec<Quota>,
     /// The registry's certificate; without one it speaks plain HTTP.
     pub tls: TlsFiles,
 }
@@ -155,6 +158,7 @@ impl Default for Config {
             introduce_ranges: Vec::new(),
             limits: Limits::default(),
             gc: Gc::default(),
+            quotas: Vec::new(),
             tls: TlsFiles::default(),
         }
     }
@@ -208,6 +212,12 @@ impl Config {
                 "limits.connections, limits.transfers and limits.piece_slots are at least 1",
             ));
         }
+        if self.quotas.len() > QUOTAS_MAX {
+            return Err(ConfigError::Value("there are at most 64 quotas"));
+        }
+        if self.quotas.iter().any(|quota| quota.bytes.is_none() && quota.tags.is_none()) {
+            return Err(ConfigError::Value("each of [[quotas]] says how many bytes or tags there may be"));
+        }
         self.ranges().map(|_| ())
     }
 
@@ -256,7 +266,20 @@ mod tests {
         let example = include_str!("../seeder.example.toml");
         assert_eq!(parse(example).unwrap(), Config::default());
         let keys = example.lines().filter(|line| line.contains(" = ")).count();
-        assert_eq!(keys, 19, "every key is shown");
+        assert_eq!(keys, 22, "every key is shown");
+    }
+
+    #[test]
+    fn a_quota_has_a_pattern_and_a_limit() {
+        let text =
+            "[[quotas]]\nrepositories = \"team/**\"\nbytes = 1000\n[[quotas]]\nrepositories = \"**\"\ntags = 5\n";
+        let config = parse(text).unwrap();
+        assert!(config.check().is_ok());
+        assert_eq!((config.quotas[0].bytes, config.quotas[0].tags, config.quotas[1].tags), (Some(1000), None, Some(5)));
+        let unlimited = parse("[[quotas]]\nrepositories = \"a\"\n").unwrap();
+        assert!(unlimited.check().unwrap_err().to_string().contains("bytes or tags"));
+        assert!(parse("[[quotas]]\nrepositories = \"a/*\"\nbytes = 1\n").unwrap_err().contains("team/**"));
+        assert!(parse(&"[[quotas]]\nrepositories = \"a\"\nbytes = 1\n".repeat(65)).unwrap().check().is_err());
     }
 
     #[test]

@@ -193,10 +193,10 @@ impl Registry {
             (Route::Blob(name, digest), _) if get => self.get_blob(&name, digest, &asked).await,
             (Route::Blob(name, digest), _) => self.delete_blob(&name, digest).await,
             (Route::Uploads(name), _) => self.begin_upload(&name, &asked, body).await,
-            (Route::Upload(name, id), _) if get => self.upload_status(&name, &id).await,
+            (Route::Upload(name, id), _) if get => self.upload_status(&name, &id, &asked).await,
             (Route::Upload(name, id), &Method::PATCH) => self.append_upload(&name, &id, &asked, body).await,
             (Route::Upload(name, id), &Method::PUT) => self.finish_upload(&name, &id, &asked, body).await,
-            (Route::Upload(name, id), _) => self.cancel_upload(&name, &id).await,
+            (Route::Upload(name, id), _) => self.cancel_upload(&name, &id, &asked).await,
             (Route::Info, _) => Ok(self.info()),
             (Route::Join, _) => self.join(body).await,
             (Route::Members, _) => self.meet(&asked, body).await,
@@ -347,6 +347,9 @@ fn busy(what: &str) -> ApiError {
 fn store_failed(error: &StoreError) -> ApiError {
     match error {
         StoreError::Full => ApiError::internal(error.to_string()).status(StatusCode::INSUFFICIENT_STORAGE),
+        StoreError::Quota(exceeded) => {
+            ApiError::new(ErrorCode::Denied, exceeded.to_string()).detail(serde_json::json!(exceeded))
+        }
         StoreError::Failed { what, error } => {
             tracing::error!(what, %error, "the store failed");
             ApiError::internal("the store failed; the seeder's log says why")

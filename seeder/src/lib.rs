@@ -29,6 +29,7 @@ pub mod metrics;
 #[path = "../../proto/fuzz/mutate.rs"]
 mod mutate;
 pub mod pieces;
+pub mod quota;
 mod seeder;
 mod slots;
 mod status;

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use shoal_seeder::{
     Config, Seeder, StartError,
     admin::{self, AskError, Report, Scrub},
+    quota::Usage,
     store::local::backup::Backup,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -299,8 +300,14 @@ fn table(report: &Report) -> String {
     } else {
         "not running".to_owned()
     };
+    let of = |used: u64, limit: Option<u64>, what: &str| limit.map(|limit| format!("  {used} of {limit} {what}"));
+    let quota = |Usage { quota, used_bytes, used_tags }: &Usage| {
+        let parts = [of(*used_bytes, quota.bytes, "bytes"), of(*used_tags, quota.tags, "tags")];
+        format!("\nquota {}{}", quota.repositories, parts.into_iter().flatten().collect::<String>())
+    };
+    let quotas: String = report.quotas.iter().map(quota).collect();
     format!(
-        "{state}\nversion       {}\nroot key      {}\nrepositories  ~{}\nblobs         ~{}\nuploads       ~{}\npayload bytes {}",
+        "{state}\nversion       {}\nroot key      {}\nrepositories  ~{}\nblobs         ~{}\nuploads       ~{}\npayload bytes {}{quotas}",
         report.version, report.root, report.repositories, report.blobs, report.uploads, report.payload_bytes
     )
 }

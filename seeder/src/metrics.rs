@@ -9,6 +9,8 @@ use prometheus_client::{
 use shoal_http::handoff::Meter;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::quota::Usage;
+
 /// What payload bytes were sent as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Payload {
@@ -23,6 +25,12 @@ pub enum Payload {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    repositories: String,
+    measure: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,6 +51,8 @@ pub struct Metrics {
     pieces_given: Counter,
     pieces_waits: Counter,
     transfers: Gauge,
+    quota_used: Family<Of, Gauge>,
+    quota_limit: Family<Of, Gauge>,
 }
 
 impl Metrics {
@@ -59,6 +69,8 @@ impl Metrics {
         r.register("shoal_seeder_pieces_given", "Pieces given to nodes that asked for pieces", m.pieces_given.clone());
         r.register("shoal_seeder_pieces_waits", "Nodes told to wait for their peers", m.pieces_waits.clone());
         r.register("shoal_seeder_transfers", "Bodies being sent", m.transfers.clone());
+        r.register("shoal_seeder_quota_used", "What the repositories of a quota hold", m.quota_used.clone());
+        r.register("shoal_seeder_quota_limit", "What they may hold", m.quota_limit.clone());
         for kind in [Payload::Blob, Payload::Pieces, Payload::Manifest] {
             let _at_zero = metrics.payload_counter(kind);
         }
@@ -74,6 +86,19 @@ impl Metrics {
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("a string takes all text");
         out
+    }
+
+    /// Shows what quotas hold.
+    pub(crate) fn quotas(&self, usage: &[Usage]) {
+        for Usage { quota, used_bytes, used_tags } in usage {
+            for (measure, limit, used) in [("bytes", quota.bytes, used_bytes), ("tags", quota.tags, used_tags)] {
+                let Some(limit) = limit else { continue };
+                let of = Of { repositories: quota.repositories.to_string(), measure };
+                let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+                self.quota_used.get_or_create(&of).set(number(*used));
+                self.quota_limit.get_or_create(&of).set(number(limit));
+            }
+        }
     }
 
     pub(crate) fn request(&self, route: &'static str, method: &'static str, status: StatusCode) {

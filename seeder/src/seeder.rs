@@ -31,7 +31,7 @@ use crate::{
     store::{
         Collected, Store, StoreError,
         local::{
-            Local, OpenError,
+            Local, OpenError, Options,
             backup::{Backup, RestoreError, finish_restore, restore},
             ledger::Times,
         },
@@ -129,7 +129,8 @@ impl Seeder {
         });
         tasks.spawn(admin.run(admin_listener, stop.clone()));
         let mut status_task = JoinSet::new();
-        let service = Arc::new(Status { metrics: Arc::clone(&metrics), ready: Arc::clone(&ready) });
+        let service =
+            Arc::new(Status { metrics: Arc::clone(&metrics), store: Arc::clone(&store), ready: Arc::clone(&ready) });
         let status_limits =
             shoal_http::Limits { connections_max: 64, drain: Duration::from_secs(1), ..shoal_http::Limits::default() };
         status_task.spawn(shoal_http::serve(
@@ -176,8 +177,9 @@ impl Seeder {
         let (source, target) = (from.to_owned(), config.data_dir.clone());
         let copied = tokio::task::spawn_blocking(move || restore(&source, &target)).await;
         let done = copied.map_err(StoreError::failed("restore"))??;
-        let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
-        let opened = tokio::task::spawn_blocking(move || Local::open_any(&dir, free, Times::default())).await;
+        let dir = config.data_dir.clone();
+        let options = Options { free_bytes_min: config.limits.free_bytes, ..Options::default() };
+        let opened = tokio::task::spawn_blocking(move || Local::open_any(&dir, options)).await;
         let store = opened.map_err(StoreError::failed("open"))??;
         if !Fleet::raise_epoch(&config.data_dir, &store).await? {
             tracing::warn!(
@@ -217,16 +219,18 @@ impl Seeder {
     /// The store cannot be opened.
     pub async fn inspect(config: &Config) -> Result<Report, StartError> {
         let (store, members) = open(config).await?;
-        let report = admin::report(&store.counts().await?, members.fleet());
+        let report = admin::report(&store.counts().await?, store.usage(), members.fleet());
         store.close().await;
         Ok(report)
     }
 }
 
 async fn open(config: &Config) -> Result<(Arc<dyn Store>, Arc<Members>), StartError> {
-    let (dir, free) = (config.data_dir.clone(), config.limits.free_bytes);
+    let dir = config.data_dir.clone();
     let times = Times { grace_ms: config.gc.grace_ms, deadline_ms: config.gc.deadline_ms };
-    let opened = tokio::task::spawn_blocking(move || Local::open_with(&dir, free, times)).await;
+    let quotas = config.quotas.clone();
+    let options = Options { free_bytes_min: config.limits.free_bytes, times, quotas };
+    let opened = tokio::task::spawn_blocking(move || Local::open_with(&dir, options)).await;
     let store: Arc<dyn Store> = Arc::new(opened.map_err(StoreError::failed("open"))??);
     store.expire_uploads(config.limits.upload_idle_s).await?;
     let fleet = Arc::new(Fleet::load(&config.data_dir, &*store).await?);

@@ -8,7 +8,7 @@ use std::sync::{
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use shoal_http::{Peer, Reply, RequestBody, Service, reply::full};
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, store::Store};
 
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -17,6 +17,7 @@ const OPEN_METRICS: HeaderValue =
 #[derive(Debug)]
 pub(crate) struct Status {
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) store: Arc<dyn Store>,
     /// False once the seeder drains: no new clients should be sent to it.
     pub(crate) ready: Arc<AtomicBool>,
 }
@@ -36,6 +37,7 @@ impl Service for Status {
             "/readyz" if self.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ready\n").into(),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into(),
             "/metrics" => {
+                self.metrics.quotas(&self.store.usage());
                 let mut response = Response::new(full(self.metrics.text()));
                 response.headers_mut().insert(header::CONTENT_TYPE, OPEN_METRICS);
                 response.into()

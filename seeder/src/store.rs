@@ -22,6 +22,8 @@ use shoal_proto::{
     signed::{Blake3, Statement},
 };
 
+use crate::quota::{Exceeded, Usage};
+
 pub mod local;
 
 /// The answer of a store's operation.
@@ -36,6 +38,9 @@ pub enum StoreError {
     /// No room for more bytes. What is stored stays readable.
     #[error("the disk is full: make room under the data directory, then push again")]
     Full,
+    /// It would be more than a quota leaves. Nothing was stored.
+    #[error(transparent)]
+    Quota(#[from] Exceeded),
     /// The disk or the database failed, or holds what this program does not understand.
     #[error("the store failed to {what}: {error}")]
     Failed {
@@ -61,6 +66,22 @@ impl StoreError {
     }
 }
 
+/// Who works on an upload. A session is found in its repository only, and only by whoever began it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uploader {
+    /// Where the upload is to become a blob.
+    pub repository: Repository,
+    /// The user by name; none where nobody is asked who it is.
+    pub user: Option<String>,
+}
+
+impl From<Repository> for Uploader {
+    /// Whoever it is, in that repository.
+    fn from(repository: Repository) -> Self {
+        Self { repository, user: None }
+    }
+}
+
 /// Why an upload cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
@@ -75,8 +96,10 @@ pub enum BeginError {
 /// Why bytes cannot be added to an upload.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// No such session in this repository.
-    #[error("no such upload session in this repository; it may have been finished, cancelled or too old")]
+    /// No such session of this client in this repository.
+    #[error(
+        "there is no such upload session of this client in this repository; it may have been finished, cancelled or too old"
+    )]
     Unknown,
     /// Another request is adding bytes to it.
     #[error("another request is adding bytes to this upload")]
@@ -95,8 +118,10 @@ pub enum AppendError {
 /// Why an upload does not become a blob.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// No such session in this repository.
-    #[error("no such upload session in this repository; it may have been finished, cancelled or too old")]
+    /// No such session of this client in this repository.
+    #[error(
+        "there is no such upload session of this client in this repository; it may have been finished, cancelled or too old"
+    )]
     Unknown,
     /// Another request is adding bytes to it.
     #[error("another request is adding bytes to this upload")]
@@ -190,6 +215,8 @@ pub struct NewManifest {
     pub foreign: Vec<Digest>,
     /// Manifests that the repository must hold.
     pub manifests: Vec<Digest>,
+    /// Tags that shall point to it, wherever they point now.
+    pub tags: Vec<Tag>,
     /// The manifest that this one refers to, which need not exist, and this one's descriptor as the referrers list of
     /// that one shows it.
     pub referrer: Option<(Digest, Bytes)>,
@@ -292,22 +319,22 @@ pub trait Append: Send {
 /// A registry's storage.
 pub trait Store: Send + Sync + 'static {
     /// Opens an upload session. `algorithm` is the one that its digest will likely have: another costs a second pass.
-    fn begin_upload<'a>(&'a self, repository: &'a Repository, algorithm: Algorithm) -> Op<'a, UploadId, BeginError>;
+    fn begin_upload<'a>(&'a self, by: &'a Uploader, algorithm: Algorithm) -> Op<'a, UploadId, BeginError>;
     /// Starts to add bytes to an upload, at byte `at` if the client says where. One request at a time may.
     fn append<'a>(
         &'a self,
-        repository: &'a Repository,
+        by: &'a Uploader,
         upload: &'a UploadId,
         at: Option<u64>,
     ) -> Op<'a, Box<dyn Append>, AppendError>;
     /// Bytes that an upload holds.
-    fn upload_len<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, u64, AppendError>;
+    fn upload_len<'a>(&'a self, by: &'a Uploader, upload: &'a UploadId) -> Op<'a, u64, AppendError>;
     /// Ends an upload and forgets its bytes.
-    fn cancel_upload<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, (), AppendError>;
+    fn cancel_upload<'a>(&'a self, by: &'a Uploader, upload: &'a UploadId) -> Op<'a, (), AppendError>;
     /// Makes an upload a blob of the repository, durably, if its bytes have that digest.
     fn commit_upload<'a>(
         &'a self,
-        repository: &'a Repository,
+        by: &'a Uploader,
         upload: &'a UploadId,
         digest: Digest,
         sign: Sign,
@@ -328,7 +355,7 @@ pub trait Store: Send + Sync + 'static {
     /// What is known of those of `digests` that are blobs or manifests of the repository, in the order asked.
     fn infos<'a>(&'a self, repository: &'a Repository, digests: Vec<Digest>) -> Op<'a, Vec<BlobInfo>>;
 
-    /// Stores a manifest durably, if the repository holds what it names.
+    /// Stores a manifest and points its tags to it, durably and at once, if the repository holds what it names.
     fn put_manifest<'a>(
         &'a self,
         repository: &'a Repository,
@@ -380,6 +407,8 @@ pub trait Store: Send + Sync + 'static {
     fn collect(&self) -> Op<'_, Collected>;
     /// Hashes some of the stored content again, after `after` in an order of the store's own.
     fn scrub(&self, after: Option<Digest>) -> Op<'_, Scrubbed>;
+    /// What the repositories of each quota hold.
+    fn usage(&self) -> Vec<Usage>;
     /// How much is stored.
     fn counts(&self) -> Op<'_, Counts>;
     /// Waits for the work that outlived its requests. To be called once, when no request is left.

@@ -4,6 +4,7 @@ mod client;
 mod fuzz;
 mod operation;
 mod process;
+mod quotas;
 mod reads;
 #[path = "../../http/src/tests/secure_client.rs"]
 mod secure_client;

@@ -49,6 +49,19 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// What the names of its repositories begin with, and whether more may follow.
+    pub(crate) fn parts(&self) -> (&str, bool) {
+        self.0.strip_suffix("**").map_or((self.0.as_str(), false), |prefix| (prefix, true))
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl FromStr for Pattern {
     type Err = String;
 

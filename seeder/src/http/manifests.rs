@@ -83,6 +83,7 @@ impl Registry {
             blobs: needed.into_iter().map(|blob| blob.digest).collect(),
             foreign: foreign.into_iter().map(|blob| blob.digest).collect(),
             manifests: parsed.manifests.iter().map(|manifest| manifest.digest).collect(),
+            tags: tags.clone(),
             referrer,
         };
         self.store.put_manifest(name, new, self.sign()).await.map_err(|error| match &error {
@@ -92,7 +93,7 @@ impl Registry {
         })?;
         self.events.tell(&Event::ManifestPushed { repository: name, digest });
         for tag in &tags {
-            self.point(name, tag, digest).await?;
+            self.events.tell(&Event::TagMoved { repository: name, tag, digest: Some(digest) });
         }
         let mut response = bare(StatusCode::CREATED);
         let headers = response.headers_mut();
@@ -128,12 +129,6 @@ impl Registry {
         }
     }
 
-    async fn point(&self, name: &Repository, tag: &Tag, digest: Digest) -> Result<(), ApiError> {
-        self.store.move_tag(name, tag, Expected::Any, Some(digest)).await.map_err(tag_failed)?;
-        self.events.tell(&Event::TagMoved { repository: name, tag, digest: Some(digest) });
-        Ok(())
-    }
-
     pub(super) async fn delete_manifest(&self, name: &Repository, reference: &Reference) -> Answer {
         match reference {
             Reference::Tag(tag) => {
@@ -167,8 +162,11 @@ impl Registry {
             more = page.more;
             last = page.items.last().map(|(digest, _)| *digest).or(last);
             let listed = page.items.iter().filter_map(|(_, json)| serde_json::from_slice::<Referrer>(json).ok());
-            manifests
-                .extend(listed.filter(|one| filter.is_none_or(|wanted| one.artifact_type.as_deref() == Some(wanted))));
+            manifests.extend(
+                listed.filter(|one| {
+                    filter.is_none_or(|wanted| one.artifact_type.as_deref().unwrap_or_default() == wanted)
+                }),
+            );
             if !more || !manifests.is_empty() {
                 break;
             }

@@ -17,7 +17,8 @@ use super::{Answer, Asked, DIGEST, Registry, bare, busy, store_failed, value};
 use crate::{
     access::Action,
     events::Event,
-    store::{AppendError, BeginError, CommitError},
+    store::{AppendError, BeginError, CommitError, StoreError, Uploader},
+    users::Subject,
 };
 
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
@@ -34,7 +35,8 @@ impl Registry {
         let hint = asked.query.first("digest-algorithm").map(str::parse::<Algorithm>).transpose();
         let hint = hint.map_err(|error| ApiError::new(ErrorCode::DigestInvalid, error.to_string()))?;
         let algorithm = whole.as_ref().map(Digest::algorithm).or(hint).unwrap_or(Algorithm::Sha256);
-        let upload = match self.store.begin_upload(name, algorithm).await {
+        let by = self.uploader(name, asked);
+        let upload = match self.store.begin_upload(&by, algorithm).await {
             Ok(upload) => upload,
             Err(error) => {
                 drain(body).await;
@@ -48,15 +50,24 @@ impl Registry {
             return Ok(session(StatusCode::ACCEPTED, name, &upload, 0).into());
         };
         let stored = async {
-            self.receive(name, &upload, None, body).await?;
-            self.commit(name, &upload, digest).await
+            self.receive(&by, &upload, None, body).await?;
+            self.commit(&by, &upload, digest).await
         };
         if let Err(error) = stored.await {
             // The client does not know the session's name: nobody will go on with it.
-            let _gone_already = self.store.cancel_upload(name, &upload).await;
+            let _gone_already = self.store.cancel_upload(&by, &upload).await;
             return Err(error);
         }
         Ok(created(name, &digest).into())
+    }
+
+    /// Who asks, as the store knows the owner of an upload.
+    fn uploader(&self, name: &Repository, asked: &Asked) -> Uploader {
+        let user = match self.access.subject(&asked.headers) {
+            Subject::User(name) => Some(name),
+            Subject::Anonymous | Subject::Wrong => None,
+        };
+        Uploader { repository: name.clone(), user }
     }
 
     /// Links a blob of another repository that the client may read. Without a source there is nothing to ask for leave,
@@ -76,13 +87,17 @@ impl Registry {
         Ok(mounted)
     }
 
-    pub(super) async fn upload_status(&self, name: &Repository, upload: &UploadId) -> Answer {
-        let len = self.store.upload_len(name, upload).await.map_err(|e| append_failed(&e, name, upload))?;
+    pub(super) async fn upload_status(&self, name: &Repository, upload: &UploadId, asked: &Asked) -> Answer {
+        let by = self.uploader(name, asked);
+        let len = self.store.upload_len(&by, upload).await.map_err(|e| append_failed(&e, name, upload))?;
         Ok(session(StatusCode::NO_CONTENT, name, upload, len).into())
     }
 
-    pub(super) async fn cancel_upload(&self, name: &Repository, upload: &UploadId) -> Answer {
-        self.store.cancel_upload(name, upload).await.map_err(|e| append_failed(&e, name, upload))?;
+    pub(super) async fn cancel_upload(&self, name: &Repository, upload: &UploadId, asked: &Asked) -> Answer {
+        self.store
+            .cancel_upload(&self.uploader(name, asked), upload)
+            .await
+            .map_err(|e| append_failed(&e, name, upload))?;
         Ok(bare(StatusCode::NO_CONTENT).into())
     }
 
@@ -93,7 +108,7 @@ impl Registry {
         asked: &Asked,
         body: RequestBody,
     ) -> Answer {
-        let len = self.receive_chunk(name, upload, asked, body).await?;
+        let len = self.receive_chunk(&self.uploader(name, asked), upload, asked, body).await?;
         Ok(session(StatusCode::ACCEPTED, name, upload, len).into())
     }
 
@@ -115,17 +130,18 @@ impl Registry {
                 return Err(error);
             }
         };
+        let by = self.uploader(name, asked);
         if !body.is_end_stream() {
-            self.receive_chunk(name, upload, asked, body).await?;
+            self.receive_chunk(&by, upload, asked, body).await?;
         }
-        self.commit(name, upload, digest).await?;
+        self.commit(&by, upload, digest).await?;
         Ok(created(name, &digest).into())
     }
 
     /// Takes the bytes of a request that may say where they belong.
     async fn receive_chunk(
         &self,
-        name: &Repository,
+        by: &Uploader,
         upload: &UploadId,
         asked: &Asked,
         body: RequestBody,
@@ -137,7 +153,7 @@ impl Registry {
                 return Err(error);
             }
         };
-        let len = self.receive(name, upload, range.as_ref().map(|range| range.start), body).await?;
+        let len = self.receive(by, upload, range.as_ref().map(|range| range.start), body).await?;
         match range {
             Some(range) if range.end != len => {
                 let message =
@@ -151,22 +167,24 @@ impl Registry {
     /// Takes all bytes of `body` into the upload; returns the upload's length.
     async fn receive(
         &self,
-        name: &Repository,
+        by: &Uploader,
         upload: &UploadId,
         at: Option<u64>,
         mut body: RequestBody,
     ) -> Result<u64, ApiError> {
-        let mut append = match self.store.append(name, upload, at).await {
+        let mut append = match self.store.append(by, upload, at).await {
             Ok(append) => append,
             Err(error) => {
                 drain(body).await;
-                return Err(append_failed(&error, name, upload));
+                return Err(append_failed(&error, &by.repository, upload));
             }
         };
         loop {
             match next(&mut body).await {
                 Ok(Some(data)) => {
                     if let Err(error) = append.write(data).await {
+                        drop(append);
+                        self.refuse(&error, by, upload).await;
                         drain(body).await;
                         return Err(store_failed(&error));
                     }
@@ -179,11 +197,28 @@ impl Registry {
                 }
             }
         }
-        append.finish().await.map_err(|e| store_failed(&e))
+        match append.finish().await {
+            Ok(len) => Ok(len),
+            Err(error) => {
+                self.refuse(&error, by, upload).await;
+                Err(store_failed(&error))
+            }
+        }
     }
 
-    async fn commit(&self, name: &Repository, upload: &UploadId, digest: Digest) -> Result<(), ApiError> {
-        let info = self.store.commit_upload(name, upload, digest, self.sign()).await.map_err(|error| match &error {
+    /// Forgets an upload for which there is no room: what it holds would only take up more of it.
+    async fn refuse(&self, error: &StoreError, by: &Uploader, upload: &UploadId) {
+        if matches!(error, StoreError::Quota(_)) {
+            let _gone_already = self.store.cancel_upload(by, upload).await;
+        }
+    }
+
+    async fn commit(&self, by: &Uploader, upload: &UploadId, digest: Digest) -> Result<(), ApiError> {
+        let committed = self.store.commit_upload(by, upload, digest, self.sign()).await;
+        if let Err(CommitError::Store(error)) = &committed {
+            self.refuse(error, by, upload).await;
+        }
+        let info = committed.map_err(|error| match &error {
             CommitError::Unknown => ApiError::new(ErrorCode::BlobUploadUnknown, error.to_string()),
             CommitError::Busy => {
                 ApiError::new(ErrorCode::BlobUploadInvalid, error.to_string()).status(StatusCode::CONFLICT)
@@ -192,7 +227,7 @@ impl Registry {
                 .detail(serde_json::json!({ "expected": digest, "found": **found })),
             CommitError::Store(error) => store_failed(error),
         })?;
-        self.events.tell(&Event::BlobPushed { repository: name, digest, size: info.size });
+        self.events.tell(&Event::BlobPushed { repository: &by.repository, digest, size: info.size });
         Ok(())
     }
 }

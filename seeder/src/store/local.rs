@@ -15,17 +15,17 @@
 //! (resumed or expired), or a blob's file without records: whole and right, since it was named only then, and replaced
 //! by the next push of the same content. Records never name bytes that are not on disk.
 //!
-//! **Who may change what.** Uploads are claimed by one request at a time. Manifests, links and tags of a repository
-//! change under one of a few locks, so that a check and the change that it guards are one. No lock is held across
-//! an await: everything here runs on blocking threads.
+//! **Who may change what.** Uploads are claimed by one request at a time. Whoever adds to a repository shares one of a few
+//! locks, whoever deletes from it holds that lock alone, and a tag is moved by one at a time, so that a check and the change
+//! that it guards are one, and pushes to the same repository share their syncs. No lock is held across an await: everything
+//! here runs on blocking threads.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    os::unix::fs::DirBuilderExt as _,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    hash::{DefaultHasher, Hash, Hasher as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, RwLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64},
 };
 
 use bytes::Bytes;
@@ -41,35 +41,46 @@ use tokio_util::task::TaskTracker;
 
 use crate::store::{
     Append, AppendError, BeginError, Blob, BlobInfo, Collected, CommitError, Counts, Expected, FleetRecord, Manifest,
-    MoveTagError, NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, Swap, TagEntry,
+    MoveTagError, NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, Swap, TagEntry, Uploader,
 };
-use crate::time::monotonic_ms;
+use crate::{
+    quota::{Quota, Usage},
+    time::monotonic_ms,
+};
 use append::UNWRITTEN_MAX;
 use backup::Backup;
 use gc::GUARDS;
+use layout::{lock, make_dir, make_layout};
 use ledger::{Ledger, Times};
+use quotas::Quotas;
+use session::Session;
 use tables::{META_SECRETS, META_TAG_COUNTER, Table, Tables};
-use uploads::Session;
 
 mod append;
 pub mod backup;
 mod fleet;
 mod format;
 mod gc;
+mod layout;
 pub mod ledger;
 #[cfg(test)]
 mod model;
+mod quotas;
 #[cfg(test)]
 mod race;
 mod records;
 mod scrub;
+mod session;
 mod tables;
 #[cfg(test)]
 mod tests;
 mod uploads;
 
-/// Locks over repositories. Two repositories that share one only wait for each other's sync.
+/// Locks over repositories, and as many over tags. Two that share one only wait for each other's sync.
 const STRIPES: usize = 64;
+/// Added to the tag counter when the store opens: of moves at the same time the one with the lower counter may be written
+/// last. A request moves some tens of tags, and no more than some hundreds of requests are in work.
+const TAG_COUNTER_GAP: u64 = 1 << 16;
 /// Bytes that are left free by default: room for records, so that what is stored stays readable and deletable.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
 
@@ -116,7 +127,9 @@ struct Inner {
     sessions: Mutex<BTreeMap<UploadId, Arc<Session>>>,
     /// Bytes of uploads that may still be gathered.
     unwritten: Arc<Semaphore>,
-    stripes: [Mutex<()>; STRIPES],
+    /// Locks over repositories: shared by those who add, held alone by those who delete.
+    stripes: [RwLock<()>; STRIPES],
+    tag_locks: [Mutex<()>; STRIPES],
     /// The highest tag counter in use.
     tag_counter: AtomicU64,
     free_bytes_min: u64,
@@ -129,10 +142,28 @@ struct Inner {
     hashing: std::hash::RandomState,
     /// Held by whoever deletes content, or must not have it deleted.
     collecting: Mutex<()>,
+    quotas: Quotas,
     /// Held while records of the fleet are compared and changed.
     fleet: Mutex<()>,
     /// Held while the store is open.
     _lock: File,
+}
+
+/// How a store is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes of the disk that are left free.
+    pub free_bytes_min: u64,
+    /// When the collector takes what.
+    pub times: Times,
+    /// How much repositories may hold, at most [`crate::quota::QUOTAS_MAX`].
+    pub quotas: Vec<Quota>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { free_bytes_min: FREE_BYTES_MIN, times: Times::default(), quotas: Vec::new() }
+    }
 }
 
 impl Local {
@@ -142,22 +173,22 @@ impl Local {
     /// # Errors
     /// The directory cannot be used, another process uses it, or the database does not open.
     pub fn open(dir: &Path, free_bytes_min: u64) -> Result<Self, OpenError> {
-        Self::open_with(dir, free_bytes_min, Times::default())
+        Self::open_with(dir, Options { free_bytes_min, ..Options::default() })
     }
 
-    /// The same, with the times of the collector.
+    /// The same, with all that can be chosen.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(dir: &Path, free_bytes_min: u64, times: Times) -> Result<Self, OpenError> {
+    pub fn open_with(dir: &Path, options: Options) -> Result<Self, OpenError> {
         if backup::is_unfinished(dir) {
             return Err(OpenError::Unfinished(dir.to_owned()));
         }
-        Self::open_any(dir, free_bytes_min, times)
+        Self::open_any(dir, options)
     }
 
     /// The same for a store that is being restored, too.
-    pub(crate) fn open_any(dir: &Path, free_bytes_min: u64, times: Times) -> Result<Self, OpenError> {
+    pub(crate) fn open_any(dir: &Path, options: Options) -> Result<Self, OpenError> {
         make_dir(dir)?;
         let lock = lock(dir)?;
         format::check(dir)?;
@@ -165,26 +196,29 @@ impl Local {
         let tables = Tables::open(&dir.join("db"))?;
         let counter = tables.get(Table::Meta, META_TAG_COUNTER)?;
         let counter = counter.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?))).unwrap_or(0);
-        // Of concurrent moves the one with the lower counter may be written last: at most one a stripe.
-        let counter = counter + STRIPES as u64;
+        let counter = counter + TAG_COUNTER_GAP;
         let inner = Inner {
             dir: dir.to_owned(),
             tables,
             sessions: Mutex::default(),
             unwritten: Arc::new(Semaphore::new(UNWRITTEN_MAX)),
-            stripes: [const { Mutex::new(()) }; STRIPES],
+            stripes: [const { RwLock::new(()) }; STRIPES],
+            tag_locks: [const { Mutex::new(()) }; STRIPES],
             tag_counter: AtomicU64::new(counter),
-            free_bytes_min,
+            free_bytes_min: options.free_bytes_min,
             jobs: TaskTracker::new(),
             guards: [const { RwLock::new(()) }; GUARDS],
-            ledger: Mutex::new(Ledger::new(times, monotonic_ms())),
+            ledger: Mutex::new(Ledger::new(options.times, monotonic_ms())),
             hashing: std::hash::RandomState::new(),
             collecting: Mutex::default(),
+            quotas: Quotas::new(options.quotas),
             fleet: Mutex::default(),
             _lock: lock,
         };
         inner.index()?;
+        inner.move_old_uploads()?;
         format::record(dir)?;
+        inner.count_quotas()?;
         let strays = inner.remove_stray_uploads()?;
         if strays > 0 {
             tracing::info!(strays, "removed files of uploads that no session knows");
@@ -193,39 +227,10 @@ impl Local {
     }
 }
 
-fn make_dir(path: &Path) -> Result<(), OpenError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| OpenError::Dir { path: path.to_owned(), error })
-}
-
-/// Makes all directories of a store, and has them on the disk before anything is put into one: a blob that was placed
-/// and synced would be lost to a power loss with a directory above it whose own name was not.
-fn make_layout(dir: &Path) -> Result<(), OpenError> {
-    for part in ["uploads", "quarantine", "blobs", "blobs/sha256", "blobs/sha512"] {
-        make_dir(&dir.join(part))?;
-    }
-    for algorithm in ["blobs/sha256", "blobs/sha512"] {
-        for first in 0..=u8::MAX {
-            make_dir(&dir.join(algorithm).join(format!("{first:02x}")))?;
-        }
-    }
-    for made in ["blobs/sha256", "blobs/sha512", "blobs", ""] {
-        let path = dir.join(made);
-        let synced = File::open(&path).and_then(|open| open.sync_all());
-        synced.map_err(|error| OpenError::Dir { path, error })?;
-    }
-    Ok(())
-}
-
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| OpenError::Dir { path: path.clone(), error })?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(dir.to_owned())),
-        Err(error) => Err(OpenError::Dir { path, error: error.into() }),
-    }
+fn stripe(of: &impl Hash) -> usize {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    usize::try_from(hasher.finish() % STRIPES as u64).expect("fewer stripes than usize")
 }
 
 impl Inner {
@@ -233,11 +238,21 @@ impl Inner {
         self.sessions.lock().expect("nobody panics while holding the sessions")
     }
 
-    fn stripe(&self, repository: &Repository) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        repository.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % STRIPES as u64).expect("fewer stripes than usize");
-        self.stripes[at].lock().expect("nobody panics while changing a repository")
+    /// Nobody deletes from the repository meanwhile; others may add to it.
+    fn change(&self, repository: &Repository) -> RwLockReadGuard<'_, ()> {
+        self.stripes[stripe(repository)].read().expect("nobody panics while changing a repository")
+    }
+
+    /// Nobody else changes the repository meanwhile.
+    fn change_alone(&self, repository: &Repository) -> RwLockWriteGuard<'_, ()> {
+        self.stripes[stripe(repository)].write().expect("nobody panics while changing a repository")
+    }
+
+    /// Nobody else moves these tags meanwhile. Each lock is taken once, and in order.
+    fn hold_tags(&self, repository: &Repository, tags: &[Tag]) -> Vec<MutexGuard<'_, ()>> {
+        let locks: BTreeSet<usize> = tags.iter().map(|tag| stripe(&(repository, tag))).collect();
+        let lock = |at: usize| self.tag_locks[at].lock().expect("nobody panics while moving a tag");
+        locks.into_iter().map(lock).collect()
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -278,18 +293,18 @@ macro_rules! on_blocking {
 }
 
 impl Store for Local {
-    fn begin_upload<'a>(&'a self, repository: &'a Repository, algorithm: Algorithm) -> Op<'a, UploadId, BeginError> {
-        on_blocking!(self, [repository], inner => inner.begin(&repository, algorithm))
+    fn begin_upload<'a>(&'a self, by: &'a Uploader, algorithm: Algorithm) -> Op<'a, UploadId, BeginError> {
+        on_blocking!(self, [by], inner => inner.begin(&by, algorithm))
     }
 
     fn append<'a>(
         &'a self,
-        repository: &'a Repository,
+        by: &'a Uploader,
         upload: &'a UploadId,
         at: Option<u64>,
     ) -> Op<'a, Box<dyn Append>, AppendError> {
-        let started = on_blocking!(self, [repository, upload], inner => {
-            let appender = inner.start_append(&repository, &upload, at)?;
+        let started = on_blocking!(self, [by, upload], inner => {
+            let appender = inner.start_append(&by, &upload, at)?;
             Ok::<Box<dyn Append>, AppendError>(Box::new(appender))
         });
         Box::pin(async move {
@@ -298,27 +313,26 @@ impl Store for Local {
         })
     }
 
-    fn upload_len<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, u64, AppendError> {
-        let len = on_blocking!(self, [repository, upload], inner => inner.len_of_upload(&repository, &upload));
+    fn upload_len<'a>(&'a self, by: &'a Uploader, upload: &'a UploadId) -> Op<'a, u64, AppendError> {
+        let len = on_blocking!(self, [by, upload], inner => inner.len_of_upload(&by, &upload));
         Box::pin(async move {
             self.0.settled(upload).await;
             len.await
         })
     }
 
-    fn cancel_upload<'a>(&'a self, repository: &'a Repository, upload: &'a UploadId) -> Op<'a, (), AppendError> {
-        on_blocking!(self, [repository, upload], inner => inner.cancel(&repository, &upload))
+    fn cancel_upload<'a>(&'a self, by: &'a Uploader, upload: &'a UploadId) -> Op<'a, (), AppendError> {
+        on_blocking!(self, [by, upload], inner => inner.cancel(&by, &upload))
     }
 
     fn commit_upload<'a>(
         &'a self,
-        repository: &'a Repository,
+        by: &'a Uploader,
         upload: &'a UploadId,
         digest: Digest,
         sign: Sign,
     ) -> Op<'a, BlobInfo, CommitError> {
-        let committed =
-            on_blocking!(self, [repository, upload], inner => inner.commit(&repository, &upload, digest, &sign));
+        let committed = on_blocking!(self, [by, upload], inner => inner.commit(&by, &upload, digest, &sign));
         Box::pin(async move {
             self.0.settled(upload).await;
             committed.await
@@ -446,6 +460,10 @@ impl Store for Local {
 
     fn scrub(&self, after: Option<Digest>) -> Op<'_, Scrubbed> {
         on_blocking!(self, [], inner => inner.scrub_after(after))
+    }
+
+    fn usage(&self) -> Vec<Usage> {
+        self.0.quotas.usage()
     }
 
     fn counts(&self) -> Op<'_, Counts> {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shoal_proto::{name::Repository, oci::UploadId};
+use shoal_proto::oci::UploadId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Inner, blocking, uploads::Session};
-use crate::store::{Append, AppendError, Op, StoreError};
+use super::{Inner, blocking, session::Session};
+use crate::store::{Append, AppendError, Op, StoreError, Uploader};
 
 /// Bytes that are gathered before they are hashed and written: enough that the way to a blocking thread costs nothing.
 const BATCH_LEN: usize = 512 << 10;
@@ -17,11 +17,11 @@ pub(super) const UNWRITTEN_MAX: usize = 16 << 20;
 impl Inner {
     pub(super) fn start_append(
         self: &Arc<Self>,
-        repository: &Repository,
+        by: &Uploader,
         upload: &UploadId,
         at: Option<u64>,
     ) -> Result<Appender, AppendError> {
-        let (session, claim) = self.claim(repository, upload)?;
+        let (session, claim) = self.claim(by, upload)?;
         let len = session.len()?;
         if at.is_some_and(|at| at != len) {
             return Err(AppendError::Offset { len });
@@ -65,6 +65,7 @@ impl Appender {
         self.running = Some(self.inner.jobs.spawn_blocking(move || {
             let _held = (claim, permit);
             inner.check_room()?;
+            inner.check_length(&session, batch.iter().map(|part| part.len() as u64).sum())?;
             session.write(&batch)
         }));
         Ok(())

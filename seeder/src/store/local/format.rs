@@ -14,7 +14,7 @@ use super::OpenError;
 /// The file in the data directory.
 pub(super) const FILE: &str = "format";
 /// The version that this program writes. Directories without the file are older, and are brought up to it when opened.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Refuses a directory that a later version of this program has written.
 pub(super) fn check(dir: &Path) -> Result<(), OpenError> {
@@ -59,12 +59,12 @@ mod tests {
     fn a_directory_that_a_later_version_wrote_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         drop(Local::open(dir.path(), 0).unwrap());
-        assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), "1\n");
-        fs::write(dir.path().join(FILE), "2\n").unwrap();
-        let error = Local::open(dir.path(), 0).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 2, .. }), "{error}");
-        assert!(error.to_string().contains("a later version"), "{error}");
         assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), "2\n");
+        fs::write(dir.path().join(FILE), "3\n").unwrap();
+        let error = Local::open(dir.path(), 0).unwrap_err();
+        assert!(matches!(error, OpenError::Newer { found: 3, .. }), "{error}");
+        assert!(error.to_string().contains("a later version"), "{error}");
+        assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), "3\n");
         fs::write(dir.path().join(FILE), "two").unwrap();
         assert!(Local::open(dir.path(), 0).unwrap_err().to_string().contains("number"));
     }

@@ -115,7 +115,7 @@ impl Inner {
             return Ok(());
         }
         // Under the lock of who pushes it again.
-        let _changing = self.stripe(&repository);
+        let _nobody_else = self.change_alone(&repository);
         if !there()? {
             let mut batch = self.tables.batch();
             batch.delete(Table::Reference, key);
@@ -155,9 +155,10 @@ impl Inner {
         if !self.ledger().expire(mark, monotonic_ms()) || self.is_named(&repository, &digest)? {
             return Ok(());
         }
+        let _counted = self.discharge(&repository, &digest)?;
         let mut batch = self.tables.batch();
         batch.delete(Table::Link, key);
-        batch.delete(Table::Holder, &holder_key(&digest, Table::Link, &repository));
+        batch.delete(Table::Holder, &holder_key(&digest, Table::Link, repository.as_str()));
         batch.commit()?;
         done.links += 1;
         Ok(())
@@ -191,6 +192,7 @@ impl Inner {
     /// Removes the records of content, durably. The caller holds [`Self::alone`].
     pub(super) fn forget_content(&self, digest: &Digest) -> Result<(), StoreError> {
         let key = digest_key(digest);
+        let _counted = self.discharge_all(digest)?;
         let mut batch = self.tables.batch();
         for table in [Table::Blob, Table::Content, Table::Hashes] {
             batch.delete(table, &key);
@@ -236,7 +238,7 @@ impl Inner {
             let (repository, rest) = split_repository(key).ok_or_else(|| odd_key(key))?;
             let digest = key_digest(rest).ok_or_else(|| odd_key(key))?;
             let mut batch = inner.tables.batch();
-            batch.put(Table::Holder, &holder_key(&digest, Table::Link, &repository), b"");
+            batch.put(Table::Holder, &holder_key(&digest, Table::Link, repository.as_str()), b"");
             batch.commit_later()
         })?;
         self.pages(Table::Manifest, |inner, key, _| {
@@ -246,7 +248,7 @@ impl Inner {
             let parsed = Parsed::read(Some(&manifest.media_type), &manifest.bytes);
             let parsed = parsed.map_err(StoreError::failed("understand a manifest that is stored"))?;
             let mut batch = inner.tables.batch();
-            batch.put(Table::Holder, &holder_key(&digest, Table::Manifest, &repository), b"");
+            batch.put(Table::Holder, &holder_key(&digest, Table::Manifest, repository.as_str()), b"");
             for blob in &parsed.blobs {
                 let row = [digest_key(&blob.digest), digest_key(&digest)].concat();
                 batch.put(Table::Reference, &repository_key(&repository, &row), b"");

@@ -14,7 +14,7 @@ use shoal_proto::{Digest, name::Repository};
 use tokio::task::JoinSet;
 
 use super::{
-    Local, Times,
+    Local, OpenError, Options, Times,
     tests::{name, push, sign},
 };
 use crate::store::{Collected, Manifest, NewManifest, PutManifestError, Store};
@@ -32,6 +32,10 @@ struct World {
     next: AtomicU64,
     deleted: AtomicU64,
     taken_back: AtomicU64,
+}
+
+fn open(dir: &std::path::Path, times: Times) -> Result<Local, OpenError> {
+    Local::open_with(dir, Options { free_bytes_min: 0, times, quotas: Vec::new() })
 }
 
 fn content(number: u64) -> Bytes {
@@ -87,7 +91,14 @@ impl World {
         let bytes = Bytes::from(format!("{me} names {number} in {to}"));
         let digest = Digest::of(&bytes);
         let manifest = Manifest { digest, media_type: "x/y".into(), bytes };
-        let new = NewManifest { manifest, blobs: vec![blob], foreign: vec![], manifests: vec![], referrer: None };
+        let new = NewManifest {
+            manifest,
+            blobs: vec![blob],
+            foreign: vec![],
+            manifests: vec![],
+            tags: vec![],
+            referrer: None,
+        };
         match self.store.put_manifest(to, new, sign()).await {
             Ok(()) => Some(((to.to_string(), digest), blob)),
             Err(PutManifestError::Missing(_)) => panic!("blob {number} was there, and its manifest is refused"),
@@ -113,7 +124,7 @@ async fn pushes_mounts_and_deletes_race_the_collector_and_nothing_acknowledged_i
     let dir =
         tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" }).unwrap();
     let world = Arc::new(World {
-        store: Local::open_with(dir.path(), 0, TIMES).unwrap(),
+        store: open(dir.path(), TIMES).unwrap(),
         next: AtomicU64::new(0),
         deleted: AtomicU64::new(0),
         taken_back: AtomicU64::new(0),
@@ -147,7 +158,7 @@ async fn pushes_mounts_and_deletes_race_the_collector_and_nothing_acknowledged_i
 #[tokio::test]
 async fn what_a_crash_left_is_collected_and_what_is_damaged_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Local::open_with(dir.path(), 0, Times { grace_ms: 0, deadline_ms: 0 }).unwrap();
+    let store = open(dir.path(), Times { grace_ms: 0, deadline_ms: 0 }).unwrap();
     let a = name("a");
     let (kept, damaged) = (Bytes::from(vec![1; 100_000]), Bytes::from(vec![2; 100_000]));
     let (kept_digest, damaged_digest) = (push(&store, &a, &kept).await, push(&store, &a, &damaged).await);
@@ -157,6 +168,7 @@ async fn what_a_crash_left_is_collected_and_what_is_damaged_is_put_aside() {
         blobs: vec![kept_digest, damaged_digest],
         foreign: vec![],
         manifests: vec![],
+        tags: vec![],
         referrer: None,
     };
     store.put_manifest(&a, new, sign()).await.unwrap();
@@ -184,7 +196,7 @@ async fn a_store_of_the_first_version_is_indexed_when_it_opens() {
     let dir = tempfile::tempdir().unwrap();
     let a = name("a");
     let times = Times { grace_ms: 0, deadline_ms: 0 };
-    let store = Local::open_with(dir.path(), 0, times).unwrap();
+    let store = open(dir.path(), times).unwrap();
     let (named, loose) = (push(&store, &a, &Bytes::from_static(b"{}")).await, push(&store, &a, &content(1)).await);
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     let bytes: Bytes = format!(
@@ -193,7 +205,8 @@ async fn a_store_of_the_first_version_is_indexed_when_it_opens() {
     .into();
     let digest = Digest::of(&bytes);
     let manifest = Manifest { digest, media_type: media_type.into(), bytes };
-    let new = NewManifest { manifest, blobs: vec![named], foreign: vec![], manifests: vec![], referrer: None };
+    let new =
+        NewManifest { manifest, blobs: vec![named], foreign: vec![], manifests: vec![], tags: vec![], referrer: None };
     store.put_manifest(&a, new, sign()).await.unwrap();
     // As the first version left it: without the rows that say who names and who holds what.
     for table in [super::tables::Table::Reference, super::tables::Table::Holder, super::tables::Table::Meta] {
@@ -204,7 +217,7 @@ async fn a_store_of_the_first_version_is_indexed_when_it_opens() {
     }
     store.close().await;
     drop(store);
-    let store = Local::open_with(dir.path(), 0, times).unwrap();
+    let store = open(dir.path(), times).unwrap();
     let mut blobs = 0;
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(3)).await;

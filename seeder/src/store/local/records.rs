@@ -14,9 +14,10 @@ use shoal_proto::{
 
 use super::{
     Inner,
+    quotas::NewTags,
     tables::{
-        BlobRecord, META_TAG_COUNTER, ManifestRecord, Place, Table, TagRow, decode, digest_key, holder_key, key_digest,
-        odd_key, repository_key, repository_prefix,
+        Batch, BlobRecord, META_TAG_COUNTER, ManifestRecord, Place, Table, TagRow, decode, digest_key, holder_key,
+        key_digest, odd_key, repository_key, repository_prefix,
     },
     uploads::{facts, put_facts},
 };
@@ -87,11 +88,13 @@ impl Inner {
         let _collector_waits = self.rely(digest);
         self.touch(from, digest);
         self.touch(to, digest);
-        if !self.is_readable(from, digest)? {
+        let Some(record) = self.blob_record(digest)? else { return Ok(false) };
+        if !self.has_blob(from, digest)? {
             return Ok(false);
         }
+        let _charged = self.charge(to, digest, record.size)?;
         let mut batch = self.tables.batch();
-        batch.put(Table::Holder, &holder_key(digest, Table::Link, to), b"");
+        batch.put(Table::Holder, &holder_key(digest, Table::Link, to.as_str()), b"");
         batch.put(Table::Link, &repository_key(to, &digest_key(digest)), b"");
         batch.put(Table::Repository, to.as_str().as_bytes(), b"");
         batch.commit()?;
@@ -99,12 +102,13 @@ impl Inner {
     }
 
     pub(super) fn unlink(&self, repository: &Repository, digest: &Digest) -> Result<bool, StoreError> {
-        let _changing = self.stripe(repository);
+        let _nobody_else = self.change_alone(repository);
         let there = self.has_blob(repository, digest)?;
         if there {
+            let _counted = self.discharge(repository, digest)?;
             let mut batch = self.tables.batch();
             batch.delete(Table::Link, &repository_key(repository, &digest_key(digest)));
-            batch.delete(Table::Holder, &holder_key(digest, Table::Link, repository));
+            batch.delete(Table::Holder, &holder_key(digest, Table::Link, repository.as_str()));
             batch.commit()?;
         }
         Ok(there)
@@ -138,7 +142,8 @@ impl Inner {
         sign: &Sign,
     ) -> Result<(), PutManifestError> {
         self.check_room()?;
-        let _changing = self.stripe(repository);
+        let _no_deletion = self.change(repository);
+        let _one_at_a_time = self.hold_tags(repository, &new.tags);
         let _collector_waits = self.rely_all(new.blobs.iter().chain([&new.manifest.digest]));
         let mut missing = Vec::new();
         for digest in &new.blobs {
@@ -157,6 +162,7 @@ impl Inner {
         }
         let Manifest { digest, media_type, bytes } = &new.manifest;
         let key = digest_key(digest);
+        let _charged = self.charge(repository, digest, bytes.len() as u64)?;
         let mut batch = self.tables.batch();
         if self.info(digest)?.is_none() {
             let mut tree = BlobHasher::new();
@@ -170,14 +176,16 @@ impl Inner {
         let record = ManifestRecord { media_type: media_type.clone(), subject };
         batch.put_record(Table::Manifest, &repository_key(repository, &key), &record);
         batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
-        batch.put(Table::Holder, &holder_key(digest, Table::Manifest, repository), b"");
+        batch.put(Table::Holder, &holder_key(digest, Table::Manifest, repository.as_str()), b"");
         for blob in new.blobs.iter().chain(&new.foreign) {
             batch.put(Table::Reference, &repository_key(repository, &[digest_key(blob), key.clone()].concat()), b"");
         }
         if let Some((subject, descriptor)) = &new.referrer {
             batch.put(Table::Referrer, &referrer_key(repository, subject, digest), descriptor);
         }
+        let counted = self.put_tags(&mut batch, repository, &new.tags, *digest)?;
         batch.commit()?;
+        counted.keep();
         Ok(())
     }
 
@@ -199,12 +207,13 @@ impl Inner {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Vec<Tag>>, StoreError> {
-        let _changing = self.stripe(repository);
+        let _nobody_else = self.change_alone(repository);
         let key = repository_key(repository, &digest_key(digest));
         let Some(record) = self.tables.record::<ManifestRecord>(Table::Manifest, &key)? else { return Ok(None) };
+        let _counted = self.discharge(repository, digest)?;
         let mut batch = self.tables.batch();
         batch.delete(Table::Manifest, &key);
-        batch.delete(Table::Holder, &holder_key(digest, Table::Manifest, repository));
+        batch.delete(Table::Holder, &holder_key(digest, Table::Manifest, repository.as_str()));
         if let Some(subject) = &record.subject {
             batch.delete(Table::Referrer, &referrer_key(repository, subject, digest));
         }
@@ -219,6 +228,7 @@ impl Inner {
             }
         }
         batch.commit()?;
+        self.quotas.remove_tags(self.quotas.of(repository), tags.len() as u64);
         Ok(Some(tags))
     }
 
@@ -260,7 +270,8 @@ impl Inner {
         expected: Expected,
         to: Option<Digest>,
     ) -> Result<Option<TagEntry>, MoveTagError> {
-        let _changing = self.stripe(repository);
+        let _no_deletion = self.change(repository);
+        let _one_at_a_time = self.hold_tags(repository, std::slice::from_ref(tag));
         let found = self.read_tag(repository, tag)?;
         let fits = match expected {
             Expected::Any => true,
@@ -270,17 +281,43 @@ impl Inner {
         if !fits {
             return Err(MoveTagError::Conflict(found));
         }
-        let counter = self.tag_counter.fetch_add(1, Ordering::Relaxed) + 1;
-        let key = repository_key(repository, tag.as_str().as_bytes());
         let mut batch = self.tables.batch();
         match to {
-            Some(digest) if !self.has_manifest(repository, &digest)? => return Err(MoveTagError::Missing),
-            Some(digest) => batch.put_record(Table::Tag, &key, &TagRow { digest, counter }),
-            None => batch.delete(Table::Tag, &key),
+            Some(digest) if !self.has_manifest(repository, &digest)? => Err(MoveTagError::Missing),
+            Some(digest) => {
+                let counted = self.put_tags(&mut batch, repository, std::slice::from_ref(tag), digest)?;
+                batch.commit()?;
+                counted.keep();
+                Ok(self.read_tag(repository, tag)?)
+            }
+            None => {
+                batch.delete(Table::Tag, &repository_key(repository, tag.as_str().as_bytes()));
+                batch.commit()?;
+                self.quotas.remove_tags(self.quotas.of(repository), u64::from(found.is_some()));
+                Ok(None)
+            }
         }
-        batch.put(Table::Meta, META_TAG_COUNTER, &self.tag_counter.load(Ordering::Relaxed).to_le_bytes());
-        batch.commit()?;
-        Ok(to.map(|digest| TagEntry { digest, counter }))
+    }
+
+    /// Has tags point to a manifest. The caller holds them ([`Self::hold_tags`]).
+    fn put_tags(
+        &self,
+        batch: &mut Batch<'_>,
+        repository: &Repository,
+        tags: &[Tag],
+        digest: Digest,
+    ) -> Result<NewTags<'_>, StoreError> {
+        let mut new = 0;
+        for tag in tags {
+            let key = repository_key(repository, tag.as_str().as_bytes());
+            new += u64::from(!self.tables.has(Table::Tag, &key)?);
+            let counter = self.tag_counter.fetch_add(1, Ordering::Relaxed) + 1;
+            batch.put_record(Table::Tag, &key, &TagRow { digest, counter });
+        }
+        if !tags.is_empty() {
+            batch.put(Table::Meta, META_TAG_COUNTER, &self.tag_counter.load(Ordering::Relaxed).to_le_bytes());
+        }
+        self.quotas.add_tags(repository, new)
     }
 
     pub(super) fn list_tags(

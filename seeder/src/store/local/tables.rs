@@ -14,7 +14,8 @@
 //! | `referrer.1` | repository, subject, digest | the manifest's descriptor as JSON |
 //! | `tag.1` | repository, tag | [`TagRow`] |
 //! | `repository.1` | repository | nothing |
-//! | `upload.1` | session | [`UploadRecord`] |
+//! | `upload.2` | session | [`UploadRecord`] |
+//! | `upload.1` | session | [`OldUploadRecord`]: of the first format, moved to `upload.2` when the store opens |
 //! | `reference.1` | repository, blob, manifest | nothing: the manifest names the blob, unless the manifest is gone |
 //! | `holder.1` | digest, `b` or `m`, repository | nothing: the digest is a blob or a manifest of the repository |
 //! | `fleet.1` | what the fleet's records choose | tokens, members, revocations, users |
@@ -60,13 +61,14 @@ pub(crate) enum Table {
     Tag,
     Repository,
     Upload,
+    OldUpload,
     Reference,
     Holder,
     Fleet,
 }
 
 impl Table {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Meta,
         Self::Blob,
         Self::Content,
@@ -77,6 +79,7 @@ impl Table {
         Self::Tag,
         Self::Repository,
         Self::Upload,
+        Self::OldUpload,
         Self::Reference,
         Self::Holder,
         Self::Fleet,
@@ -93,7 +96,8 @@ impl Table {
             Self::Referrer => "referrer.1",
             Self::Tag => "tag.1",
             Self::Repository => "repository.1",
-            Self::Upload => "upload.1",
+            Self::Upload => "upload.2",
+            Self::OldUpload => "upload.1",
             Self::Reference => "reference.1",
             Self::Holder => "holder.1",
             Self::Fleet => "fleet.1",
@@ -145,9 +149,19 @@ pub(crate) struct TagRow {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct UploadRecord {
     pub(crate) repository: Repository,
+    /// Who began it; none where nobody was asked who it is.
+    pub(crate) user: Option<String>,
     /// Whether its digest will likely be a SHA-512.
     pub(crate) sha512: bool,
     /// When it began, in seconds since 1970.
+    pub(crate) began: u64,
+}
+
+/// An upload session of the first format: of anybody.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct OldUploadRecord {
+    pub(crate) repository: Repository,
+    pub(crate) sha512: bool,
     pub(crate) began: u64,
 }
 
@@ -185,10 +199,10 @@ pub(crate) fn repository_key(repository: &Repository, rest: &[u8]) -> Vec<u8> {
     [repository.as_str().as_bytes(), &[0], rest].concat()
 }
 
-/// A key that says who holds content: `of` is [`Table::Link`] or [`Table::Manifest`].
-pub(crate) fn holder_key(digest: &Digest, of: Table, repository: &Repository) -> Vec<u8> {
+/// A key that says who holds content, or what all keys of repositories begin with that begin so: `of` is [`Table::Link`] or [`Table::Manifest`].
+pub(crate) fn holder_key(digest: &Digest, of: Table, repository: &str) -> Vec<u8> {
     let kind = if of == Table::Link { b"b" } else { b"m" };
-    [&digest_key(digest), kind.as_slice(), repository.as_str().as_bytes()].concat()
+    [&digest_key(digest), kind.as_slice(), repository.as_bytes()].concat()
 }
 
 /// The repository that a key begins with, and what follows.

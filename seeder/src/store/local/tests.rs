@@ -15,6 +15,7 @@ use shoal_proto::{
 use super::{Local, uploads::UPLOADS_MAX};
 use crate::store::{
     AppendError, BeginError, CommitError, Expected, Manifest, MoveTagError, NewManifest, PutManifestError, Sign, Store,
+    Uploader,
 };
 
 pub(super) fn sign() -> Sign {
@@ -28,24 +29,26 @@ pub(super) fn name(text: &str) -> Repository {
 
 pub(super) async fn push(store: &dyn Store, repository: &Repository, content: &Bytes) -> Digest {
     let digest = Digest::of(content);
-    let upload = store.begin_upload(repository, Algorithm::Sha256).await.unwrap();
-    let mut append = store.append(repository, &upload, None).await.unwrap();
+    let by = Uploader::from(repository.clone());
+    let upload = store.begin_upload(&by, Algorithm::Sha256).await.unwrap();
+    let mut append = store.append(&by, &upload, None).await.unwrap();
     for part in content.chunks(70_000) {
         append.write(Bytes::copy_from_slice(part)).await.unwrap();
     }
     assert_eq!(append.finish().await.unwrap(), content.len() as u64);
-    store.commit_upload(repository, &upload, digest, sign()).await.unwrap();
+    store.commit_upload(&by, &upload, digest, sign()).await.unwrap();
     digest
 }
 
 fn manifest(bytes: &'static [u8], blobs: Vec<Digest>) -> NewManifest {
     let manifest = Manifest { digest: Digest::of(bytes), media_type: "x/y".into(), bytes: bytes.into() };
-    NewManifest { manifest, blobs, foreign: Vec::new(), manifests: Vec::new(), referrer: None }
+    NewManifest { manifest, blobs, foreign: Vec::new(), manifests: Vec::new(), tags: Vec::new(), referrer: None }
 }
 
 /// The contract, for any store.
 async fn contract(store: &dyn Store) {
     let (a, b) = (name("a"), name("b"));
+    let at_a = Uploader::from(a.clone());
     let content = Bytes::from(vec![7; 200_000]);
     let digest = push(store, &a, &content).await;
     assert!(store.blob(&b, digest).await.unwrap().is_none(), "a blob belongs to its repository");
@@ -56,15 +59,17 @@ async fn contract(store: &dyn Store) {
     let info = store.blob_info(&b, digest).await.unwrap().unwrap();
     assert_eq!((info.size, info.root), (200_000, *blake3::hash(&content).as_bytes()));
 
-    let upload = store.begin_upload(&a, Algorithm::Sha256).await.unwrap();
-    let append = store.append(&a, &upload, Some(0)).await.unwrap();
-    assert!(matches!(store.append(&a, &upload, None).await, Err(AppendError::Busy)));
-    assert!(matches!(store.commit_upload(&a, &upload, digest, sign()).await, Err(CommitError::Busy)));
+    let upload = store.begin_upload(&at_a, Algorithm::Sha256).await.unwrap();
+    let other = Uploader { user: Some("other".into()), ..at_a.clone() };
+    assert!(matches!(store.upload_len(&other, &upload).await, Err(AppendError::Unknown)));
+    let append = store.append(&at_a, &upload, Some(0)).await.unwrap();
+    assert!(matches!(store.append(&at_a, &upload, None).await, Err(AppendError::Busy)));
+    assert!(matches!(store.commit_upload(&at_a, &upload, digest, sign()).await, Err(CommitError::Busy)));
     drop(append);
-    assert!(matches!(store.append(&b, &upload, None).await, Err(AppendError::Unknown)));
-    assert!(matches!(store.append(&a, &upload, Some(1)).await, Err(AppendError::Offset { len: 0 })));
-    assert!(matches!(store.commit_upload(&a, &upload, digest, sign()).await, Err(CommitError::Digest { .. })));
-    assert!(matches!(store.upload_len(&a, &upload).await, Err(AppendError::Unknown)), "a failed upload is gone");
+    assert!(matches!(store.append(&name("b").into(), &upload, None).await, Err(AppendError::Unknown)));
+    assert!(matches!(store.append(&at_a, &upload, Some(1)).await, Err(AppendError::Offset { len: 0 })));
+    assert!(matches!(store.commit_upload(&at_a, &upload, digest, sign()).await, Err(CommitError::Digest { .. })));
+    assert!(matches!(store.upload_len(&at_a, &upload).await, Err(AppendError::Unknown)), "a failed upload is gone");
 
     let tag: Tag = "v1".parse().unwrap();
     let missing = store.put_manifest(&a, manifest(b"m1", vec![digest]), sign()).await.unwrap_err();
@@ -133,17 +138,17 @@ async fn a_file_that_a_crash_left_without_records_is_replaced_by_the_next_push()
 #[tokio::test]
 async fn bytes_past_the_hashed_length_never_become_part_of_a_blob() {
     let dir = tempfile::tempdir().unwrap();
-    let (a, content) = (name("a"), Bytes::from(vec![3; 100_000]));
+    let (at_a, content) = (Uploader::from(name("a")), Bytes::from(vec![3; 100_000]));
     let store = Local::open(dir.path(), 0).unwrap();
-    let upload = store.begin_upload(&a, Algorithm::Sha256).await.unwrap();
-    let mut append = store.append(&a, &upload, None).await.unwrap();
+    let upload = store.begin_upload(&at_a, Algorithm::Sha256).await.unwrap();
+    let mut append = store.append(&at_a, &upload, None).await.unwrap();
     append.write(content.clone()).await.unwrap();
     append.finish().await.unwrap();
     // As a write does that failed half-way.
     let path = dir.path().join("uploads").join(upload.as_str());
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(150_000).unwrap();
     let digest = Digest::of(&content);
-    let info = store.commit_upload(&a, &upload, digest, sign()).await.unwrap();
+    let info = store.commit_upload(&at_a, &upload, digest, sign()).await.unwrap();
     assert_eq!(info.size, 100_000);
     assert_eq!(std::fs::read(store.0.blob_path(&digest)).unwrap(), content);
 }
@@ -151,10 +156,10 @@ async fn bytes_past_the_hashed_length_never_become_part_of_a_blob() {
 #[tokio::test]
 async fn a_hundred_thousand_sessions_are_asked_for_and_a_thousand_are_open() {
     let dir = tempfile::tempdir().unwrap();
-    let (a, store) = (name("a"), Local::open(dir.path(), 0).unwrap());
+    let (at_a, store) = (Uploader::from(name("a")), Local::open(dir.path(), 0).unwrap());
     let (mut open, mut refused) = (Vec::new(), 0);
     for _ in 0..100_000 {
-        match store.0.begin(&a, Algorithm::Sha256) {
+        match store.0.begin(&at_a, Algorithm::Sha256) {
             Ok(upload) => open.push(upload),
             Err(error) => {
                 assert!(matches!(error, BeginError::TooMany), "{error}");
@@ -163,6 +168,6 @@ async fn a_hundred_thousand_sessions_are_asked_for_and_a_thousand_are_open() {
         }
     }
     assert_eq!((open.len(), refused), (UPLOADS_MAX, 100_000 - UPLOADS_MAX));
-    store.cancel_upload(&a, &open[0]).await.unwrap();
-    assert!(store.begin_upload(&a, Algorithm::Sha256).await.is_ok(), "one that ends makes room");
+    store.cancel_upload(&at_a, &open[0]).await.unwrap();
+    assert!(store.begin_upload(&at_a, Algorithm::Sha256).await.is_ok(), "one that ends makes room");
 }

@@ -6,17 +6,11 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Read as _,
-    os::unix::fs::FileExt as _,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
 use shoal_proto::{
     Digest,
     digest::Algorithm,
@@ -26,15 +20,15 @@ use shoal_proto::{
     signed::{Blake3, Statement},
     tree::{BlobHasher, PieceHashes},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Inner,
-    tables::{BlobRecord, Place, Table, UploadRecord, digest_key, holder_key, repository_key},
+    session::{Session, State, rehash},
+    tables::{BlobRecord, OldUploadRecord, Place, Table, UploadRecord, digest_key, holder_key, repository_key},
 };
 use crate::{
-    hash::Sha,
-    store::{AppendError, BeginError, BlobInfo, CommitError, Sign, StoreError},
+    store::{AppendError, BeginError, BlobInfo, CommitError, Sign, StoreError, Uploader},
     time::unix_seconds,
 };
 
@@ -46,125 +40,6 @@ pub(crate) const UPLOADS_MAX: usize = 1024;
 const EVICT_IDLE_S: u64 = 600;
 /// How long a request waits for another that adds bytes to the same upload: writing a batch takes no longer.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
-/// Buffer for reading a session's file again.
-const REREAD_LEN: usize = 256 << 10;
-
-/// One upload session.
-#[derive(Debug)]
-pub(crate) struct Session {
-    repository: Repository,
-    algorithm: Algorithm,
-    writer: Mutex<Writer>,
-    /// One permit: the right to add bytes or to end the session.
-    claim: Arc<Semaphore>,
-    /// When it was last used, in seconds since 1970.
-    touched: AtomicU64,
-}
-
-/// The bytes of a session and their hashes so far.
-#[derive(Debug)]
-struct Writer {
-    path: PathBuf,
-    /// None until a session of an earlier process was read again.
-    state: Option<State>,
-}
-
-#[derive(Debug, Clone)]
-struct State {
-    sha: Sha,
-    tree: BlobHasher,
-    /// The bytes, until they are too many.
-    small: Option<BytesMut>,
-}
-
-impl State {
-    fn new(algorithm: Algorithm) -> Self {
-        Self { sha: Sha::new(algorithm), tree: BlobHasher::new(), small: Some(BytesMut::new()) }
-    }
-
-    fn hash(&mut self, data: &[u8]) {
-        self.sha.update(data);
-        self.tree.update(data);
-    }
-}
-
-impl Writer {
-    fn state(&mut self, algorithm: Algorithm) -> Result<&mut State, StoreError> {
-        if self.state.is_none() {
-            self.state = Some(self.reread(algorithm)?);
-        }
-        Ok(self.state.as_mut().expect("just made"))
-    }
-
-    /// The state of a session that an earlier process left: whatever its file holds.
-    fn reread(&self, algorithm: Algorithm) -> Result<State, StoreError> {
-        let mut state = State::new(algorithm);
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(state),
-            Err(error) => return Err(StoreError::io("open an upload")(error)),
-        };
-        let mut buffer = vec![0; REREAD_LEN];
-        loop {
-            match file.read(&mut buffer).map_err(StoreError::io("read an upload"))? {
-                0 => break,
-                len => state.hash(&buffer[..len]),
-            }
-        }
-        state.small = None;
-        Ok(state)
-    }
-
-    /// Writes `parts` after what is there. On an error nothing of them counts, and the next write goes over them.
-    fn write(&mut self, algorithm: Algorithm, parts: &[Bytes]) -> Result<(), StoreError> {
-        let path = self.path.clone();
-        let state = self.state(algorithm)?;
-        let len: usize = parts.iter().map(Bytes::len).sum();
-        if let Some(small) = &mut state.small {
-            if small.len() + len <= INLINE_MAX {
-                parts.iter().for_each(|part| small.extend_from_slice(part));
-                parts.iter().for_each(|part| state.hash(part));
-                return Ok(());
-            }
-            let file = open_for_write(&path)?;
-            file.write_all_at(small, 0).map_err(StoreError::io("write an upload"))?;
-        }
-        let file = open_for_write(&path)?;
-        let mut at = state.tree.len();
-        for part in parts {
-            file.write_all_at(part, at).map_err(StoreError::io("write an upload"))?;
-            at += part.len() as u64;
-        }
-        parts.iter().for_each(|part| state.hash(part));
-        state.small = None;
-        Ok(())
-    }
-}
-
-fn open_for_write(path: &PathBuf) -> Result<File, StoreError> {
-    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(StoreError::io("open an upload"))
-}
-
-impl Session {
-    fn writer(&self) -> MutexGuard<'_, Writer> {
-        self.writer.lock().expect("nobody panics while writing an upload")
-    }
-
-    /// Bytes that the session holds.
-    pub(super) fn len(&self) -> Result<u64, StoreError> {
-        Ok(self.writer().state(self.algorithm)?.tree.len())
-    }
-
-    /// Adds bytes. The caller holds the claim.
-    pub(super) fn write(&self, parts: &[Bytes]) -> Result<(), StoreError> {
-        self.touch();
-        self.writer().write(self.algorithm, parts)
-    }
-
-    fn touch(&self) {
-        self.touched.store(unix_seconds(), Ordering::Relaxed);
-    }
-}
 
 impl Inner {
     fn upload_path(&self, upload: &UploadId) -> PathBuf {
@@ -173,22 +48,18 @@ impl Inner {
 
     fn new_session(&self, upload: &UploadId, record: &UploadRecord, fresh: bool) -> Arc<Session> {
         let algorithm = if record.sha512 { Algorithm::Sha512 } else { Algorithm::Sha256 };
-        Arc::new(Session {
-            repository: record.repository.clone(),
-            algorithm,
-            writer: Mutex::new(Writer { path: self.upload_path(upload), state: fresh.then(|| State::new(algorithm)) }),
-            claim: Arc::new(Semaphore::new(1)),
-            touched: AtomicU64::new(unix_seconds()),
-        })
+        let by = Uploader { repository: record.repository.clone(), user: record.user.clone() };
+        Arc::new(Session::new(by, algorithm, self.upload_path(upload), fresh))
     }
 
-    pub(super) fn begin(&self, repository: &Repository, algorithm: Algorithm) -> Result<UploadId, BeginError> {
+    pub(super) fn begin(&self, by: &Uploader, algorithm: Algorithm) -> Result<UploadId, BeginError> {
         self.check_room()?;
         let mut name = [0; 16];
         getrandom::fill(&mut name).map_err(|error| StoreError::failed("draw a random name")(error.to_string()))?;
         let upload: UploadId = hex::encode(name).parse().expect("hex digits are a valid name");
         let sha512 = algorithm == Algorithm::Sha512;
-        let record = UploadRecord { repository: repository.clone(), sha512, began: unix_seconds() };
+        let Uploader { repository, user } = by.clone();
+        let record = UploadRecord { repository, user, sha512, began: unix_seconds() };
         if self.sessions().len() >= UPLOADS_MAX && !self.evict()? {
             return Err(BeginError::TooMany);
         }
@@ -205,20 +76,20 @@ impl Inner {
         let oldest = self
             .sessions()
             .iter()
-            .map(|(upload, session)| (session.touched.load(Ordering::Relaxed), upload, session))
+            .map(|(upload, session)| (session.touched(), upload, session))
             .min_by_key(|(touched, ..)| *touched)
             .filter(|(touched, ..)| *touched <= idle_since)
-            .map(|(_, upload, session)| (upload.clone(), session.repository.clone()));
-        let Some((upload, repository)) = oldest else { return Ok(false) };
-        match self.cancel(&repository, &upload) {
+            .map(|(_, upload, session)| (upload.clone(), session.by.clone()));
+        let Some((upload, by)) = oldest else { return Ok(false) };
+        match self.cancel(&by, &upload) {
             Ok(()) => Ok(true),
             Err(AppendError::Store(error)) => Err(error),
             Err(AppendError::Busy | AppendError::Unknown | AppendError::Offset { .. }) => Ok(false),
         }
     }
 
-    /// The session of that name in that repository, also one of an earlier process.
-    fn session(&self, repository: &Repository, upload: &UploadId) -> Result<Option<Arc<Session>>, StoreError> {
+    /// The session of that name, if it is of that client and repository; also one of an earlier process.
+    fn session(&self, by: &Uploader, upload: &UploadId) -> Result<Option<Arc<Session>>, StoreError> {
         // Locked over look-up and insertion: a session that ends meanwhile must not come back.
         let mut sessions = self.sessions();
         let session = match sessions.get(upload) {
@@ -234,8 +105,11 @@ impl Inner {
             }
         };
         drop(sessions);
+        if session.by != *by {
+            return Ok(None);
+        }
         session.touch();
-        Ok(Some(session).filter(|session| session.repository == *repository))
+        Ok(Some(session))
     }
 
     /// Waits a little until nobody adds bytes to an upload: a client whose connection broke comes back at once, while the
@@ -249,22 +123,22 @@ impl Inner {
 
     pub(super) fn claim(
         &self,
-        repository: &Repository,
+        by: &Uploader,
         upload: &UploadId,
     ) -> Result<(Arc<Session>, OwnedSemaphorePermit), AppendError> {
-        let session = self.session(repository, upload)?.ok_or(AppendError::Unknown)?;
+        let session = self.session(by, upload)?.ok_or(AppendError::Unknown)?;
         let claim = Arc::clone(&session.claim).try_acquire_owned().map_err(|_| AppendError::Busy)?;
         // Whoever held the claim before may have ended the session.
         if self.sessions().contains_key(upload) { Ok((session, claim)) } else { Err(AppendError::Unknown) }
     }
 
-    pub(super) fn len_of_upload(&self, repository: &Repository, upload: &UploadId) -> Result<u64, AppendError> {
-        let session = self.session(repository, upload)?.ok_or(AppendError::Unknown)?;
+    pub(super) fn len_of_upload(&self, by: &Uploader, upload: &UploadId) -> Result<u64, AppendError> {
+        let session = self.session(by, upload)?.ok_or(AppendError::Unknown)?;
         Ok(session.len()?)
     }
 
-    pub(super) fn cancel(&self, repository: &Repository, upload: &UploadId) -> Result<(), AppendError> {
-        let (_session, _claim) = self.claim(repository, upload)?;
+    pub(super) fn cancel(&self, by: &Uploader, upload: &UploadId) -> Result<(), AppendError> {
+        let (_session, _claim) = self.claim(by, upload)?;
         self.forget(upload)?;
         Ok(())
     }
@@ -278,6 +152,18 @@ impl Inner {
         remove_if_there(&self.upload_path(upload))
     }
 
+    /// Takes over the sessions of a store of the first format.
+    pub(super) fn move_old_uploads(&self) -> Result<(), StoreError> {
+        self.pages(Table::OldUpload, |inner, key, value| {
+            let OldUploadRecord { repository, sha512, began } =
+                super::tables::decode(value).map_err(StoreError::failed("understand a record"))?;
+            let mut batch = inner.tables.batch();
+            batch.put_record(Table::Upload, key, &UploadRecord { repository, user: None, sha512, began });
+            batch.delete(Table::OldUpload, key);
+            batch.commit_later()
+        })
+    }
+
     pub(super) fn expire(&self, age_s: u64) -> Result<usize, StoreError> {
         let oldest = unix_seconds().saturating_sub(age_s);
         let mut old = Vec::new();
@@ -288,14 +174,14 @@ impl Inner {
             let Some(upload) = std::str::from_utf8(&key).ok().and_then(|name| name.parse::<UploadId>().ok()) else {
                 continue;
             };
-            let touched = self.sessions().get(&upload).map(|session| session.touched.load(Ordering::Relaxed));
+            let touched = self.sessions().get(&upload).map(|session| session.touched());
             if touched.unwrap_or(record.began) <= oldest {
-                old.push((record.repository, upload));
+                old.push((Uploader { repository: record.repository, user: record.user }, upload));
             }
         }
         let mut cancelled = 0;
-        for (repository, upload) in old {
-            match self.cancel(&repository, &upload) {
+        for (by, upload) in old {
+            match self.cancel(&by, &upload) {
                 Ok(()) => cancelled += 1,
                 Err(AppendError::Store(error)) => return Err(error),
                 Err(AppendError::Busy | AppendError::Unknown | AppendError::Offset { .. }) => {}
@@ -323,20 +209,17 @@ impl Inner {
 
     pub(super) fn commit(
         &self,
-        repository: &Repository,
+        by: &Uploader,
         upload: &UploadId,
         digest: Digest,
         sign: &Sign,
     ) -> Result<BlobInfo, CommitError> {
-        let (session, _claim) = self.claim(repository, upload).map_err(|error| match error {
+        let (session, _claim) = self.claim(by, upload).map_err(|error| match error {
             AppendError::Unknown | AppendError::Offset { .. } => CommitError::Unknown,
             AppendError::Busy => CommitError::Busy,
             AppendError::Store(error) => CommitError::Store(error),
         })?;
-        let mut writer = session.writer();
-        let state = writer.state(session.algorithm)?.clone();
-        let path = writer.path.clone();
-        drop(writer);
+        let (state, path) = session.state()?;
         let found = if digest.algorithm() == session.algorithm {
             state.sha.clone().finish()
         } else {
@@ -346,7 +229,7 @@ impl Inner {
             self.forget(upload)?;
             return Err(CommitError::Digest { found: Box::new(found) });
         }
-        let info = self.keep(repository, upload, digest, state, &path, sign)?;
+        let info = self.keep(&by.repository, upload, digest, state, &path, sign)?;
         self.sessions().remove(upload);
         remove_if_there(&path)?;
         Ok(info)
@@ -364,9 +247,10 @@ impl Inner {
     ) -> Result<BlobInfo, StoreError> {
         let _collector_waits = self.rely(&digest);
         self.touch(repository, &digest);
+        let _charged = self.charge(repository, &digest, state.tree.len())?;
         let mut batch = self.tables.batch();
         batch.put(Table::Link, &repository_key(repository, &digest_key(&digest)), b"");
-        batch.put(Table::Holder, &holder_key(&digest, Table::Link, repository), b"");
+        batch.put(Table::Holder, &holder_key(&digest, Table::Link, repository.as_str()), b"");
         batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
         batch.delete(Table::Upload, upload.as_str().as_bytes());
         if let Some(known) = self.info(&digest)? {
@@ -411,22 +295,6 @@ pub(super) fn put_facts(batch: &mut super::tables::Batch<'_>, info: &BlobInfo, h
     batch.put_record(Table::Blob, &key, &record);
     if hashes.as_slice().len() > 1 {
         batch.put(Table::Hashes, &key, hashes.as_slice().as_flattened());
-    }
-}
-
-/// The digest that was asked for is of another algorithm than the one that ran along: one more pass.
-fn rehash(state: &State, path: &PathBuf, algorithm: Algorithm) -> Result<Digest, StoreError> {
-    if let Some(small) = &state.small {
-        return Ok(Sha::of(algorithm, small));
-    }
-    let mut file = File::open(path).map_err(StoreError::io("open an upload"))?.take(state.tree.len());
-    let mut sha = Sha::new(algorithm);
-    let mut buffer = vec![0; REREAD_LEN];
-    loop {
-        match file.read(&mut buffer).map_err(StoreError::io("read an upload"))? {
-            0 => return Ok(sha.finish()),
-            len => sha.update(&buffer[..len]),
-        }
     }
 }
 
