@@ -10,10 +10,10 @@
 //! <data>/quarantine/        content that was found damaged
 //! ```
 //!
-//! **Crashes.** A blob's bytes are synced before its file gets its name, the directory is synced before the records are
-//! written, and the records are synced before the client hears of success. What a crash leaves half done is an upload
-//! (resumed or expired), or a blob's file without records: whole and right, since it was named only then, and replaced
-//! by the next push of the same content. Records never name bytes that are not on disk.
+//! **Crashes.** A blob's bytes and its file's name are synced before the records are written, and the records are synced
+//! before the client hears of success. What a crash leaves half done is an upload (resumed or expired), or a blob's file
+//! without records, whose bytes mean nothing: it is replaced by the next push of the same content, or collected. Records
+//! never name bytes that are not on disk.
 //!
 //! **Who may change what.** Uploads are claimed by one request at a time. Whoever adds to a repository shares one of a few
 //! locks, whoever deletes from it holds that lock alone, and a tag is moved by one at a time, so that a check and the change
@@ -294,6 +294,10 @@ macro_rules! on_blocking {
 
 impl Store for Local {
     fn begin_upload<'a>(&'a self, by: &'a Uploader, algorithm: Algorithm) -> Op<'a, UploadId, BeginError> {
+        // Where there is room a session is a thing of memory.
+        if self.0.has_room_for_sessions() {
+            return Box::pin(async move { self.0.begin(by, algorithm) });
+        }
         on_blocking!(self, [by], inner => inner.begin(&by, algorithm))
     }
 
@@ -309,6 +313,9 @@ impl Store for Local {
         });
         Box::pin(async move {
             self.0.settled(upload).await;
+            if self.0.is_in_memory(upload) {
+                return Ok(Box::new(self.0.start_append(by, upload, at)?) as Box<dyn Append>);
+            }
             started.await
         })
     }
@@ -444,6 +451,11 @@ impl Store for Local {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
+            let inner = Arc::clone(&self.0);
+            let put_down = blocking(&self.0.jobs, move || inner.put_down_sessions()).await;
+            if let Err(error) = put_down {
+                tracing::warn!(%error, "uploads in work will have to be begun again");
+            }
             self.0.jobs.close();
             self.0.jobs.wait().await;
         })
@@ -471,7 +483,7 @@ impl Store for Local {
             Ok::<_, StoreError>(Counts {
                 repositories: inner.tables.estimate(Table::Repository)?,
                 blobs: inner.tables.estimate(Table::Blob)?,
-                uploads: inner.tables.estimate(Table::Upload)?,
+                uploads: inner.tables.estimate(Table::Upload)?.max(inner.sessions().len() as u64),
             })
         })
     }

@@ -6,11 +6,13 @@ use bytes::Bytes;
 use shoal_proto::oci::UploadId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Inner, blocking, session::Session};
+use super::{Inner, session::Session};
 use crate::store::{Append, AppendError, Op, StoreError, Uploader};
 
 /// Bytes that are gathered before they are hashed and written: enough that the way to a blocking thread costs nothing.
 const BATCH_LEN: usize = 512 << 10;
+/// Bytes that are hashed where they arrive, if they stay in memory: the way to another thread and back takes longer.
+const AT_ONCE_MAX: usize = 16 << 10;
 /// Bytes of all uploads together that wait to be hashed and written.
 pub(super) const UNWRITTEN_MAX: usize = 16 << 20;
 
@@ -28,6 +30,7 @@ impl Inner {
         }
         Ok(Appender {
             inner: Arc::clone(self),
+            upload: upload.clone(),
             session,
             claim: Arc::new(claim),
             batch: Vec::new(),
@@ -42,6 +45,7 @@ impl Inner {
 #[derive(Debug)]
 pub(super) struct Appender {
     inner: Arc<Inner>,
+    upload: UploadId,
     session: Arc<Session>,
     claim: Arc<OwnedSemaphorePermit>,
     batch: Vec<Bytes>,
@@ -59,14 +63,16 @@ impl Appender {
             return Ok(());
         }
         let (batch, permit) = (std::mem::take(&mut self.batch), self.permit.take());
-        self.batched = 0;
+        let len = std::mem::take(&mut self.batched);
+        if len <= AT_ONCE_MAX && self.session.stays_in_memory(len) {
+            return self.inner.write(&self.upload, &self.session, &batch);
+        }
         let (inner, session, claim) = (Arc::clone(&self.inner), Arc::clone(&self.session), Arc::clone(&self.claim));
+        let upload = self.upload.clone();
         // The claim goes along: a client that leaves and comes back must not write between these bytes.
         self.running = Some(self.inner.jobs.spawn_blocking(move || {
             let _held = (claim, permit);
-            inner.check_room()?;
-            inner.check_length(&session, batch.iter().map(|part| part.len() as u64).sum())?;
-            session.write(&batch)
+            inner.write(&upload, &session, &batch)
         }));
         Ok(())
     }
@@ -114,9 +120,8 @@ impl Append for Appender {
         Box::pin(async move {
             self.flush().await?;
             self.settle().await?;
-            let session = Arc::clone(&self.session);
-            let jobs = self.inner.jobs.clone();
-            blocking(&jobs, move || session.len()).await
+            // Its state is known since the append began.
+            self.session.len()
         })
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) claim: Arc<Semaphore>,
     /// When it was last used, in seconds since 1970.
     touched: AtomicU64,
+    /// Whether it has a record, by which a later process finds it.
+    recorded: AtomicBool,
 }
 
 /// The bytes of a session and their hashes so far.
@@ -131,6 +133,7 @@ impl Session {
             writer: Mutex::new(Writer { path, state: fresh.then(|| State::new(algorithm)) }),
             claim: Arc::new(Semaphore::new(1)),
             touched: AtomicU64::new(unix_seconds()),
+            recorded: AtomicBool::new(!fresh),
         }
     }
 
@@ -153,6 +156,32 @@ impl Session {
     pub(super) fn state(&self) -> Result<(State, PathBuf), StoreError> {
         let mut writer = self.writer();
         Ok((writer.state(self.algorithm)?.clone(), writer.path.clone()))
+    }
+
+    /// Whether adding `more` bytes touches no disk.
+    pub(super) fn stays_in_memory(&self, more: usize) -> bool {
+        let small = |state: &State| state.small.as_ref().is_some_and(|small| small.len() + more <= INLINE_MAX);
+        self.writer.try_lock().is_ok_and(|writer| writer.state.as_ref().is_some_and(small))
+    }
+
+    /// Whether it has a record.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::Relaxed)
+    }
+
+    /// It has one now.
+    pub(super) fn set_recorded(&self) {
+        self.recorded.store(true, Ordering::Relaxed);
+    }
+
+    /// Puts what is in memory into its file, for the process that comes after.
+    pub(super) fn put_down(&self) -> Result<(), StoreError> {
+        let mut writer = self.writer();
+        let path = writer.path.clone();
+        if let Some(small) = writer.state(self.algorithm)?.small.as_ref().filter(|small| !small.is_empty()) {
+            open_for_write(&path)?.write_all_at(small, 0).map_err(StoreError::io("write an upload"))?;
+        }
+        Ok(())
     }
 
     pub(super) fn touch(&self) {

@@ -1,8 +1,9 @@
 //! Upload sessions, and how they become blobs.
 //!
 //! A session's bytes are hashed as they are written, SHA-2 and BLAKE3 in one pass, on blocking threads. The first
-//! [`INLINE_MAX`] bytes stay in memory, so that a small blob never becomes a file; beyond, they are in
-//! `uploads/<session>`. After a restart a session is found by its record, and its hashers are rebuilt from its file.
+//! [`INLINE_MAX`] bytes stay in memory, so that a small blob costs one write in all, when it is whole; beyond, they are in
+//! `uploads/<session>`, and the session has a record. After a crash it is found by that, and its hashers are rebuilt from its
+//! file; one that was still small is begun again by its client. A process that stops in order puts all of them down.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use shoal_proto::{
     Digest,
     digest::Algorithm,
@@ -46,10 +48,11 @@ impl Inner {
         self.dir.join("uploads").join(upload.as_str())
     }
 
-    fn new_session(&self, upload: &UploadId, record: &UploadRecord, fresh: bool) -> Arc<Session> {
+    /// The session of an earlier process.
+    fn old_session(&self, upload: &UploadId, record: &UploadRecord) -> Arc<Session> {
         let algorithm = if record.sha512 { Algorithm::Sha512 } else { Algorithm::Sha256 };
         let by = Uploader { repository: record.repository.clone(), user: record.user.clone() };
-        Arc::new(Session::new(by, algorithm, self.upload_path(upload), fresh))
+        Arc::new(Session::new(by, algorithm, self.upload_path(upload), false))
     }
 
     pub(super) fn begin(&self, by: &Uploader, algorithm: Algorithm) -> Result<UploadId, BeginError> {
@@ -57,17 +60,52 @@ impl Inner {
         let mut name = [0; 16];
         getrandom::fill(&mut name).map_err(|error| StoreError::failed("draw a random name")(error.to_string()))?;
         let upload: UploadId = hex::encode(name).parse().expect("hex digits are a valid name");
-        let sha512 = algorithm == Algorithm::Sha512;
-        let Uploader { repository, user } = by.clone();
-        let record = UploadRecord { repository, user, sha512, began: unix_seconds() };
         if self.sessions().len() >= UPLOADS_MAX && !self.evict()? {
             return Err(BeginError::TooMany);
         }
-        self.sessions().insert(upload.clone(), self.new_session(&upload, &record, true));
+        let session = Session::new(by.clone(), algorithm, self.upload_path(&upload), true);
+        self.sessions().insert(upload.clone(), Arc::new(session));
+        Ok(upload)
+    }
+
+    /// Whether [`Self::begin`] touches no disk.
+    pub(super) fn has_room_for_sessions(&self) -> bool {
+        self.sessions().len() < UPLOADS_MAX
+    }
+
+    /// Sees to it that a later process finds the session.
+    fn record(&self, upload: &UploadId, session: &Session) -> Result<(), StoreError> {
+        if session.is_recorded() {
+            return Ok(());
+        }
+        let Uploader { repository, user } = session.by.clone();
+        let sha512 = session.algorithm == Algorithm::Sha512;
         let mut batch = self.tables.batch();
+        let record = UploadRecord { repository, user, sha512, began: unix_seconds() };
         batch.put_record(Table::Upload, upload.as_str().as_bytes(), &record);
         batch.commit_later()?;
-        Ok(upload)
+        session.set_recorded();
+        Ok(())
+    }
+
+    /// Adds bytes to a session. The caller holds its claim.
+    pub(super) fn write(&self, upload: &UploadId, session: &Session, parts: &[Bytes]) -> Result<(), StoreError> {
+        self.check_room()?;
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        self.check_length(session, len as u64)?;
+        if !session.stays_in_memory(len) {
+            self.record(upload, session)?;
+        }
+        session.write(parts)
+    }
+
+    /// Puts down what is in memory alone, so that the process that comes after goes on with it.
+    pub(super) fn put_down_sessions(&self) -> Result<(), StoreError> {
+        for (upload, session) in &*self.sessions() {
+            self.record(upload, session)?;
+            session.put_down()?;
+        }
+        Ok(())
     }
 
     /// Cancels the session that was idle for longest, if it was idle for long enough.
@@ -99,7 +137,7 @@ impl Inner {
                 else {
                     return Ok(None);
                 };
-                let session = self.new_session(upload, &record, false);
+                let session = self.old_session(upload, &record);
                 sessions.insert(upload.clone(), Arc::clone(&session));
                 session
             }
@@ -119,6 +157,11 @@ impl Inner {
         if let Some(claim) = claim {
             let _free_or_late = tokio::time::timeout(CLAIM_PATIENCE, claim.acquire()).await;
         }
+    }
+
+    /// Whether what the session holds is in memory, as are all answers about it.
+    pub(super) fn is_in_memory(&self, upload: &UploadId) -> bool {
+        self.sessions().get(upload).is_some_and(|session| session.stays_in_memory(0))
     }
 
     pub(super) fn claim(
@@ -145,11 +188,14 @@ impl Inner {
 
     /// Ends a session. The caller holds its claim.
     fn forget(&self, upload: &UploadId) -> Result<(), StoreError> {
-        let mut batch = self.tables.batch();
-        batch.delete(Table::Upload, upload.as_str().as_bytes());
-        batch.commit_later()?;
+        let recorded = self.sessions().get(upload).is_some_and(|session| session.is_recorded());
+        if recorded {
+            let mut batch = self.tables.batch();
+            batch.delete(Table::Upload, upload.as_str().as_bytes());
+            batch.commit_later()?;
+        }
         self.sessions().remove(upload);
-        remove_if_there(&self.upload_path(upload))
+        if recorded { remove_if_there(&self.upload_path(upload)) } else { Ok(()) }
     }
 
     /// Takes over the sessions of a store of the first format.
@@ -177,6 +223,11 @@ impl Inner {
             let touched = self.sessions().get(&upload).map(|session| session.touched());
             if touched.unwrap_or(record.began) <= oldest {
                 old.push((Uploader { repository: record.repository, user: record.user }, upload));
+            }
+        }
+        for (upload, session) in &*self.sessions() {
+            if !session.is_recorded() && session.touched() <= oldest {
+                old.push((session.by.clone(), upload.clone()));
             }
         }
         let mut cancelled = 0;
@@ -229,17 +280,20 @@ impl Inner {
             self.forget(upload)?;
             return Err(CommitError::Digest { found: Box::new(found) });
         }
-        let info = self.keep(&by.repository, upload, digest, state, &path, sign)?;
+        let recorded = session.is_recorded().then_some(upload);
+        let info = self.keep(&by.repository, recorded, digest, state, &path, sign)?;
         self.sessions().remove(upload);
-        remove_if_there(&path)?;
+        if recorded.is_some() {
+            remove_if_there(&path)?;
+        }
         Ok(info)
     }
 
-    /// Stores verified content: first its bytes, then, in one batch, all records of it.
+    /// Stores verified content: first its bytes, then, in one batch, all records of it; that of the `upload` goes with it.
     fn keep(
         &self,
         repository: &Repository,
-        upload: &UploadId,
+        upload: Option<&UploadId>,
         digest: Digest,
         state: State,
         path: &PathBuf,
@@ -252,7 +306,9 @@ impl Inner {
         batch.put(Table::Link, &repository_key(repository, &digest_key(&digest)), b"");
         batch.put(Table::Holder, &holder_key(&digest, Table::Link, repository.as_str()), b"");
         batch.put(Table::Repository, repository.as_str().as_bytes(), b"");
-        batch.delete(Table::Upload, upload.as_str().as_bytes());
+        if let Some(upload) = upload {
+            batch.delete(Table::Upload, upload.as_str().as_bytes());
+        }
         if let Some(known) = self.info(&digest)? {
             batch.commit()?;
             return Ok(known);
@@ -268,16 +324,21 @@ impl Inner {
         Ok(info)
     }
 
-    /// Moves a complete upload to its blob's place: bytes on disk first, then the name, then the directory.
+    /// Moves a complete upload to its blob's place, and returns when both its bytes and its name are on the disk. The two are
+    /// waited for at once: a name whose bytes a crash took has no record either, and is a stray.
     fn place_file(&self, path: &PathBuf, digest: &Digest, size: u64) -> Result<(), StoreError> {
         let file = OpenOptions::new().write(true).open(path).map_err(StoreError::io("open an upload"))?;
         // A failed write may have left bytes past the end.
         file.set_len(size).map_err(StoreError::io("cut an upload"))?;
-        file.sync_data().map_err(StoreError::io("sync an upload"))?;
         let target = self.blob_path(digest);
         let parent = target.parent().expect("a blob lies in a directory");
         fs::rename(path, &target).map_err(StoreError::io("place a blob"))?;
-        sync_dir(parent)
+        let (bytes, name) = std::thread::scope(|both| {
+            let name = both.spawn(|| sync_dir(parent));
+            (file.sync_data(), name.join())
+        });
+        bytes.map_err(StoreError::io("sync an upload"))?;
+        name.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
