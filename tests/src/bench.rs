@@ -31,6 +31,7 @@ pub mod loopback;
 pub mod reader;
 pub mod record;
 pub mod regions;
+pub mod room;
 pub mod servers;
 pub mod stats;
 pub mod tables;
@@ -137,7 +138,7 @@ pub fn turns<T: Clone>(contenders: &[T], round: usize) -> Vec<T> {
 }
 
 /// Removes a run's directory, or says where it stays.
-fn kept(options: &Options, directory: tempfile::TempDir) {
+fn kept(options: &Options, directory: room::Room) {
     if options.keep_files {
         crate::report::note(&format!("kept: {}", directory.keep().display()));
     }

@@ -19,9 +19,22 @@ impl Tmpfs {
     /// # Errors
     /// It cannot be mounted.
     pub fn mount(path: &Path, mib: u64) -> Result<Self> {
+        Self::mount_with(path, mib, "nodev")
+    }
+
+    /// The same, with more of `mount`'s options.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    pub fn mount_with(path: &Path, mib: u64, options: &str) -> Result<Self> {
         std::fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
-        run(&["-t", "tmpfs", "-o", &format!("size={mib}m"), "shoal-test"], path)?;
+        run(&["-t", "tmpfs", "-o", &format!("size={mib}m,{options}"), "shoal-test"], path)?;
         Ok(Self { path: path.to_owned() })
+    }
+
+    /// Leaves it mounted.
+    pub fn keep(self) {
+        std::mem::forget(self);
     }
 
     /// Gives it another size.

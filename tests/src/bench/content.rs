@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,8 +17,6 @@ pub const REPOSITORY: &str = "bench/image";
 pub const TAG: &str = "1";
 /// Bytes compared at once.
 const CHUNK_LEN: usize = 256 << 10;
-/// Where memory looks like a file system: nothing is written back to a disk while others are measured.
-const MEMORY: &str = "/dev/shm";
 
 /// An image with one layer, which is kept in memory.
 #[derive(Debug, Clone)]
@@ -86,22 +84,4 @@ impl Content {
         }
         Ok(())
     }
-}
-
-/// A private directory in memory.
-///
-/// # Errors
-/// There is no such file system, or no room for `bytes` in it.
-pub fn room(bytes: u64) -> Result<tempfile::TempDir> {
-    let stat = rustix::fs::statvfs(MEMORY).with_context(|| format!("look at {MEMORY}"))?;
-    let free = (stat.f_bavail * stat.f_frsize).min(free_memory()?);
-    let human = crate::report::human;
-    ensure!(free >= bytes, "{} of memory are free, {} are needed", human(free), human(bytes));
-    tempfile::Builder::new().prefix("shoal-bench-").tempdir_in(PathBuf::from(MEMORY)).context("make a directory")
-}
-
-fn free_memory() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("no MemAvailable")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
 }

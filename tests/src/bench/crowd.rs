@@ -24,10 +24,11 @@ use tokio::{
 use super::{
     Log, Options, PATIENCE,
     accounting::{self, Machine},
-    content::{Content, room},
+    content::Content,
     fleet::{Fleet, Start, settle},
     host::Host,
     record::{Run, contender},
+    room::Room,
 };
 use crate::cluster::Binaries;
 
@@ -163,7 +164,7 @@ pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
 
 async fn one(options: &Options, nodes: usize, mib: u64, round: usize) -> Result<Run> {
     let content = Content::new(mib, mib << 20)?;
-    let directory = room((content.len() + SLACK_EACH) * (nodes as u64 + 1))?;
+    let directory = Room::new((content.len() + SLACK_EACH) * (nodes as u64 + 1))?;
     let run = Run {
         case: NAME.to_owned(),
         variant: format!("{nodes} agents, {mib} MiB"),

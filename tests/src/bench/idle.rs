@@ -14,11 +14,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     Log, Options, PATIENCE, accounting,
-    content::{Content, REPOSITORY, room},
+    content::{Content, REPOSITORY},
     crowd::{Crowd, Order},
     fleet::{Fleet, Node, Start},
     host,
     record::{Run, contender},
+    room::Room,
     topology::{Network, Site},
 };
 use crate::{http::Client, image::Image, metrics::names, pull, push, wait};
@@ -51,7 +52,7 @@ pub async fn run(options: &Options, log: &mut Log, window: Duration) -> Result<(
     }
     host::sweep()?;
     let network = Network::build(&[Site::of(3, RATE, None)]).await?;
-    let directory = room(ROOM)?;
+    let directory = Room::new(ROOM)?;
     let run = measured(options, &network, directory.path(), window).await;
     super::kept(options, directory);
     log.take(NAME, run);

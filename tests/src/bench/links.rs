@@ -20,13 +20,14 @@ use futures::future::join_all;
 use super::{
     Log, Options, PATIENCE,
     accounting::Machine,
-    content::{Content, room},
+    content::Content,
     delay,
     fleet::{self, Fleet, Node, Start},
     goodput,
     host::{self, Host},
     reader,
     record::{Run, contender},
+    room::Room,
     servers::{self, Server},
     stats::Spread,
     topology::{Network, Site},
@@ -180,7 +181,7 @@ async fn one(
     content: &Content,
 ) -> Result<Run> {
     let ground = Ground::build(variant, nodes).await?;
-    let directory = room(content.len() * (nodes as u64 + 2) + SLACK)?;
+    let directory = Room::new(content.len() * (nodes as u64 + 2) + SLACK)?;
     let run = Run {
         case: NAME.to_owned(),
         variant: variant.label(nodes),

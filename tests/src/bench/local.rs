@@ -6,11 +6,12 @@ use anyhow::{Context, Result};
 
 use super::{
     Log, Options, PATIENCE,
-    content::{Content, REPOSITORY, room},
+    content::{Content, REPOSITORY},
     fleet::{Fleet, Start},
     host::Host,
     reader,
     record::{Run, contender},
+    room::Room,
     servers::{self, Server},
     turns,
 };
@@ -31,7 +32,7 @@ const SLACK: u64 = 512 << 20;
 pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
     let mib = options.sizes_or(&[SIZE_MIB])[0];
     let content = Content::new(mib, mib << 20)?;
-    let directory = room(content.len() * 4 + SLACK)?;
+    let directory = Room::warm(content.len() * 4 + SLACK)?;
     let here = Arc::new(Host::here("local", Ipv4Addr::LOCALHOST));
     let mut fleet = Fleet::start(&here, directory.path(), &Start::default(), &content).await?;
     let start = Start { flags: options.agent_flags.clone(), ..Start::default() };
@@ -62,7 +63,7 @@ pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
             }
         }
     }
-    Ok(())
+    nginx.stop().await
 }
 
 async fn one(

@@ -13,11 +13,12 @@ use futures::future::try_join_all;
 use super::{
     Log, Options, PATIENCE,
     accounting::Machine,
-    content::{Content, room},
+    content::Content,
     fleet::{Fleet, Start},
     host::Host,
     reader,
     record::{Run, contender},
+    room::Room,
     servers::{self, Server},
     torrent::{self, Tuning},
     turns,
@@ -70,7 +71,7 @@ pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
                     ..Run::default()
                 };
                 let bytes = content.len() * (receivers as u64 + 2) + SLACK;
-                let directory = room(bytes).with_context(|| format!("{NAME} {variant}"));
+                let directory = Room::warm(bytes).with_context(|| format!("{NAME} {variant}"));
                 let run = match directory {
                     Ok(directory) => {
                         let run = one(options, blank, &content, directory.path()).await;
@@ -171,13 +172,20 @@ async fn whole_files(mut run: Run, content: &Content, directory: &Path) -> Resul
         Server::registry(&here, directory, content).await?
     };
     let clients: Vec<_> = (0..run.receivers).map(|_| Arc::clone(&here)).collect();
-    let (cpu, machine) = (server.cpu()?, Machine::now()?);
-    let fetched = servers::fetch(&clients, server.url(), Some(directory), PATIENCE).await?;
-    run.machine_cpu_s = Some(machine.since()?.0);
-    run.cpu_s = Some((server.cpu()? - cpu, fetched.cpu));
+    let fetched = fetched(&mut run, &server, &clients, directory).await;
+    server.stop().await?;
+    let fetched = fetched?;
     run.seconds = fetched.elapsed.as_secs_f64();
     for n in 0..run.receivers {
         content.check(&servers::target(directory, n))?;
     }
     Ok(run)
+}
+
+async fn fetched(run: &mut Run, server: &Server, clients: &[Arc<Host>], directory: &Path) -> Result<servers::Fetched> {
+    let (cpu, machine) = (server.cpu()?, Machine::now()?);
+    let fetched = servers::fetch(clients, server.url(), Some(directory), PATIENCE).await?;
+    run.machine_cpu_s = Some(machine.since()?.0);
+    run.cpu_s = Some((server.cpu()? - cpu, fetched.cpu));
+    Ok(fetched)
 }

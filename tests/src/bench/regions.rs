@@ -12,10 +12,11 @@ use anyhow::{Context, Result};
 
 use super::{
     Log, Options,
-    content::{Content, room},
+    content::Content,
     fleet::{Fleet, Start},
     host, links,
     record::{Run, contender},
+    room::Room,
     topology::{Network, Site},
 };
 
@@ -85,7 +86,7 @@ pub async fn run(options: &Options, log: &mut Log, cases: &[&str]) -> Result<()>
 async fn one(options: &Options, shape: &Shape, round: usize, content: &Content) -> Result<Run> {
     let network = Network::build(&shape.sites).await?;
     let receivers = network.all().count() - 1;
-    let directory = room(content.len() * (receivers as u64 + 2) + SLACK)?;
+    let directory = Room::new(content.len() * (receivers as u64 + 2) + SLACK)?;
     let run = Run {
         case: shape.case.to_owned(),
         variant: format!("{receivers} agents"),

@@ -104,6 +104,14 @@ impl Server {
         Ok(Self { process, url: format!("http://{address}{path}") })
     }
 
+    /// Ends it, and the processes that it has started itself.
+    ///
+    /// # Errors
+    /// It had ended before, or does not end.
+    pub async fn stop(self) -> Result<()> {
+        self.process.stop().await.map(drop)
+    }
+
     /// Where the file is.
     #[must_use]
     pub fn url(&self) -> &str {

@@ -15,9 +15,10 @@ use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    content::{Content, room},
+    content::Content,
     fleet::{Fleet, Start},
     goodput, host, reader,
+    room::Room,
     stats::Spread,
     topology::{Network, Site},
 };
@@ -244,7 +245,7 @@ async fn swarm(shape: Shape, nodes: usize, content: &Content) -> Result<(Outcome
         Shape::Flat => Some(goodput::ring(network.site(1)).await.context("raw goodput")?.median),
         Shape::TwoZone | Shape::SlowUplink => None,
     };
-    let directory = room(content.len() * (nodes as u64 + 2) + SLACK)?;
+    let directory = Room::new(content.len() * (nodes as u64 + 2) + SLACK)?;
     let directory = directory.path();
     let mut fleet = Fleet::start(&network.site(0)[0], directory, &Start::default(), content).await?;
     let mut agents = Vec::new();
