@@ -3,7 +3,7 @@
 use std::{os::unix::process::CommandExt as _, process::ExitCode};
 
 /// Bytes of memory that the allocator keeps for the next use instead of giving them back to the system at once.
-const KEPT: usize = 2 << 20;
+const KEPT: usize = 512 << 10;
 /// The allocator's heaps, and the variable that tells it. Of itself it makes eight for each processor, and each keeps what
 /// some burst once needed: on two processors a third of an idle agent's memory. Two are as fast for few threads.
 const HEAPS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");

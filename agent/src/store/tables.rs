@@ -32,12 +32,13 @@ pub(super) const FORMAT: u32 = 1;
 /// Largest row in bytes; a have-set pair is 1 KiB, piece hashes 128 KiB, an image record of many layers some hundred KiB.
 const ROW_LEN_MAX: usize = 4 << 20;
 
-/// RocksDB's own memory: metadata is read in short bursts, and the agent's budget is 150 MiB in all.
-const BLOCK_CACHE_BYTES: usize = 4 << 20;
+/// RocksDB's own memory: metadata is read when the agent starts and when a blob is opened, hardly ever twice, and an idle
+/// agent's budget is 40 MiB in all, more than half of which is the program itself.
+const BLOCK_CACHE_BYTES: usize = 1 << 20;
 /// Unflushed rows per table.
 const WRITE_BUFFER_BYTES: usize = 1 << 20;
-/// Unflushed rows in all.
-const WRITE_BUFFERS_BYTES: usize = 4 << 20;
+/// Unflushed rows in all: they stay in memory for as long as nothing else is written.
+const WRITE_BUFFERS_BYTES: usize = 2 << 20;
 /// The write-ahead log is cut at this length, so that opening replays little.
 const WAL_BYTES_MAX: u64 = 16 << 20;
 /// Table files held open.
