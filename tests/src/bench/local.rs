@@ -32,7 +32,7 @@ const SLACK: u64 = 512 << 20;
 pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
     let mib = options.sizes_or(&[SIZE_MIB])[0];
     let content = Content::new(mib, mib << 20)?;
-    let directory = Room::warm(content.len() * 4 + SLACK)?;
+    let directory = Room::new(content.len() * 4 + SLACK)?;
     let here = Arc::new(Host::here("local", Ipv4Addr::LOCALHOST));
     let mut fleet = Fleet::start(&here, directory.path(), &Start::default(), &content).await?;
     let start = Start { flags: options.agent_flags.clone(), ..Start::default() };

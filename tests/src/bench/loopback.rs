@@ -71,7 +71,7 @@ pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
                     ..Run::default()
                 };
                 let bytes = content.len() * (receivers as u64 + 2) + SLACK;
-                let directory = Room::warm(bytes).with_context(|| format!("{NAME} {variant}"));
+                let directory = Room::new(bytes).with_context(|| format!("{NAME} {variant}"));
                 let run = match directory {
                     Ok(directory) => {
                         let run = one(options, blank, &content, directory.path()).await;

@@ -27,38 +27,35 @@ pub struct Room {
 }
 
 impl Room {
-    /// Room for `bytes`: a tmpfs of its own for root, else a directory in `/dev/shm`.
+    /// Room for `bytes`: a tmpfs of its own for root, else a directory in `/dev/shm`. Its memory was in use before: on a
+    /// virtual machine, what was never used or was given back costs whoever touches it first several times what copying
+    /// into it does.
     ///
     /// # Errors
-    /// So much memory is not free, or it cannot be mounted.
+    /// So much memory is not free, or it cannot be mounted or written.
     pub fn new(bytes: u64) -> Result<Self> {
         let free = free_memory()?;
         ensure!(free >= bytes, "{} of memory are free, {} are needed", report::human(free), report::human(bytes));
-        let make = |within: &Path| tempfile::Builder::new().prefix("shoal-bench-").tempdir_in(within);
-        if !rustix::process::geteuid().is_root() {
-            let stat = rustix::fs::statvfs(SHARED).with_context(|| format!("look at {SHARED}"))?;
-            let free = stat.f_bavail * stat.f_frsize;
-            ensure!(
-                free >= bytes,
-                "{SHARED} has room for {}, {} are needed",
-                report::human(free),
-                report::human(bytes)
-            );
-            return Ok(Self { mount: None, directory: make(Path::new(SHARED)).context("make a directory")? });
-        }
-        let directory = make(&std::env::temp_dir()).context("make a directory")?;
+        let room = if rustix::process::geteuid().is_root() { Self::mounted(bytes)? } else { Self::shared(bytes)? };
+        room.touch(bytes)?;
+        Ok(room)
+    }
+
+    fn mounted(bytes: u64) -> Result<Self> {
+        let directory = directory(&std::env::temp_dir())?;
         let mount = Tmpfs::mount_with(directory.path(), bytes.div_ceil(1 << 20), OPTIONS)?;
         Ok(Self { mount: Some(mount), directory })
     }
 
-    /// The same, with memory that the machine has in hand: on a virtual one, what was never used or was given back
-    /// costs whoever touches it first, several times what copying into it does.
-    ///
-    /// # Errors
-    /// As [`Room::new`], or it cannot be written.
-    pub fn warm(bytes: u64) -> Result<Self> {
-        let room = Self::new(bytes)?;
-        let path = room.path().join("warm");
+    fn shared(bytes: u64) -> Result<Self> {
+        let stat = rustix::fs::statvfs(SHARED).with_context(|| format!("look at {SHARED}"))?;
+        let free = stat.f_bavail * stat.f_frsize;
+        ensure!(free >= bytes, "{SHARED} has room for {}, {} are needed", report::human(free), report::human(bytes));
+        Ok(Self { mount: None, directory: directory(Path::new(SHARED))? })
+    }
+
+    fn touch(&self, bytes: u64) -> Result<()> {
+        let path = self.path().join("touched");
         let mut file = File::create(&path).context("create a file in memory")?;
         let chunk = vec![1; CHUNK_LEN];
         // Not quite to the brim: what keeps account of it takes room as well.
@@ -66,8 +63,7 @@ impl Room {
             file.write_all(&chunk).context("write to memory")?;
         }
         drop(file);
-        std::fs::remove_file(&path).context("remove it again")?;
-        Ok(room)
+        std::fs::remove_file(&path).context("remove it again")
     }
 
     /// Its path.
@@ -84,6 +80,10 @@ impl Room {
         }
         self.directory.keep()
     }
+}
+
+fn directory(within: &Path) -> Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("shoal-bench-").tempdir_in(within).context("make a directory")
 }
 
 fn free_memory() -> Result<u64> {
