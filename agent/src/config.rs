@@ -65,8 +65,10 @@ pub struct Config {
     pub seeder_tls: SeederTls,
     /// No join token: the seeder's key is pinned at the first contact.
     pub insecure_open: bool,
-    /// By which the node joins the fleet. Not needed once it has.
-    pub join_token: Option<JoinToken>,
+    /// By what the node joins the fleet.
+    pub join_by: JoinBy,
+    /// The fleet's root key, which the seeder must show. A join token carries it, too.
+    pub fleet_key: Option<[u8; 32]>,
     /// Where data goes.
     pub data_dir: PathBuf,
     /// Which boot of the machine this is.
@@ -93,6 +95,29 @@ pub struct Config {
     pub log: String,
     /// Where the policy's inputs and actions are recorded, for developers.
     pub trace: Option<PathBuf>,
+}
+
+/// By what a node joins the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum JoinBy {
+    /// By nothing: the seeder is open, or the node has joined before.
+    #[default]
+    Nothing,
+    /// By a join token. Not needed once it has joined.
+    Token(JoinToken),
+    /// By the Kubernetes service-account token in this file. Read at each join and renewal: the kubelet replaces it.
+    ServiceAccount(PathBuf),
+}
+
+impl JoinBy {
+    /// The token, if it is one.
+    #[must_use]
+    pub const fn token(&self) -> Option<&JoinToken> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::Nothing | Self::ServiceAccount(_) => None,
+        }
+    }
 }
 
 /// Where an agent listens. Port 0 lets the kernel choose.
@@ -225,7 +250,15 @@ impl Config {
     pub fn load(args: &AgentArgs) -> Result<Self, ConfigError> {
         let file = file::read(args.config.as_deref())?;
         let token = join_token(args, file.join_token_file.as_deref())?;
-        Ok(Self { join_token: token, ..Self::merge(args, file, &boot_id()?)? })
+        let merged = Self::merge(args, file, &boot_id()?)?;
+        match (token, &merged.join_by) {
+            (None, _) => Ok(merged),
+            (Some(_), JoinBy::ServiceAccount(_)) => Err(ConfigError::Value {
+                key: "join_jwt",
+                error: "a join token is given, too; a node joins by one of them".into(),
+            }),
+            (Some(token), JoinBy::Nothing | JoinBy::Token(_)) => Ok(Self { join_by: JoinBy::Token(token), ..merged }),
+        }
     }
 
     /// A node of its own on loopback, for one pull from an open seeder.
@@ -246,7 +279,8 @@ impl Config {
             seeder,
             seeder_tls: SeederTls::default(),
             insecure_open: true,
-            join_token: None,
+            join_by: JoinBy::Nothing,
+            fleet_key: None,
             data_dir,
             boot_id: boot_id.to_owned(),
             listen,
@@ -274,6 +308,10 @@ impl Config {
         };
         let seeder = values::seeder_url(&seeder).map_err(|error| ConfigError::Value { key: "seeder", error })?;
         let seeder_tls = seeder_tls(args, &file, &seeder)?;
+        let fleet_key =
+            args.fleet_key.as_ref().or(file.fleet_key.as_ref()).map(|key| values::fleet_key(key)).transpose();
+        let fleet_key = fleet_key.map_err(|error| ConfigError::Value { key: "fleet_key", error })?;
+        let join_by = join_jwt(args.join_jwt.as_ref().or(file.join_jwt.as_ref()), &seeder, fleet_key.is_some())?;
         let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
         // A seeder on this machine has its fleet here too. In open mode whoever reaches a port is let in.
         let peers = if is_loopback(&seeder) { loopback } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -299,7 +337,8 @@ impl Config {
             seeder,
             seeder_tls,
             insecure_open,
-            join_token: None,
+            join_by,
+            fleet_key,
             data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| DATA_DIR.into()),
             boot_id: boot_id.to_owned(),
             listen,
@@ -354,6 +393,19 @@ fn join_token(args: &AgentArgs, configured: Option<&Path>) -> Result<Option<Join
     #[expect(clippy::disallowed_methods, reason = "this is the configuration")]
     let environment = std::env::var(JOIN_TOKEN_ENV).ok().filter(|text| !text.is_empty());
     environment.map_or(Ok(None), |text| parse(&text))
+}
+
+/// A service-account token is a secret as it is: it goes where TLS, or nothing but this machine, is on the way; and only to a
+/// seeder that is known by its certificate or by the fleet's key.
+fn join_jwt(path: Option<&PathBuf>, seeder: &Uri, key_known: bool) -> Result<JoinBy, ConfigError> {
+    let Some(path) = path else { return Ok(JoinBy::Nothing) };
+    let wrong = |error: &str| Err(ConfigError::Value { key: "join_jwt", error: error.into() });
+    match seeder.scheme_str() {
+        Some("https") => Ok(JoinBy::ServiceAccount(path.clone())),
+        _ if !is_loopback(seeder) => wrong("it would be sent in the clear; the seeder's URL must begin with https://"),
+        _ if !key_known => wrong("without https:// nothing says who the seeder is; give fleet_key"),
+        _ => Ok(JoinBy::ServiceAccount(path.clone())),
+    }
 }
 
 fn boot_id() -> Result<String, ConfigError> {

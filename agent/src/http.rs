@@ -36,7 +36,7 @@ mod respond;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
@@ -46,6 +46,8 @@ use shoal_proto::{
     oci::{ErrorCode, Route},
 };
 
+use tokio::time::timeout;
+
 pub use images::{ImagesParts, ResolveError};
 
 use self::{
@@ -53,6 +55,9 @@ use self::{
     names::{Names, candidates},
 };
 use crate::upstream::{Credentials, UpstreamError};
+
+/// How long a client that looks whether it has to log in waits for the seeder's word.
+const ROOT_WAIT: Duration = Duration::from_secs(3);
 
 /// How urgent a client's requests are.
 pub const PRIORITY: HeaderName = HeaderName::from_static("shoal-priority");
@@ -152,12 +157,7 @@ impl Registry {
 
     async fn dispatch(&self, route: &Route, asked: &Asked) -> (&'static str, Result<Reply, ApiReply>) {
         match route {
-            Route::Root => {
-                let mut response = Response::new(reply::full("{}"));
-                let json = HeaderValue::from_static("application/json");
-                response.headers_mut().insert(header::CONTENT_TYPE, json);
-                ("root", Ok(response.into()))
-            }
+            Route::Root => ("root", Ok(self.root(asked).await)),
             Route::Manifest(_, reference) => ("manifest", self.images.manifest(asked, reference).await),
             Route::Blob(_, digest) => ("blob", self.images.blob(asked, digest).await),
             Route::Tags(_) | Route::Referrers(..) => ("forward", self.forward(asked, true).await),
@@ -171,6 +171,7 @@ impl Registry {
             | Route::Join
             | Route::Members
             | Route::Revocations
+            | Route::Token
             | Route::Pull(..)
             | Route::Statement(..)
             | Route::Hashes(..)
@@ -179,6 +180,19 @@ impl Registry {
                 ("other", Err(error.status(StatusCode::NOT_FOUND).into()))
             }
         }
+    }
+
+    /// Clients look here whether they have to log in, and with what: that is for the seeder to say. While it does not answer
+    /// nobody has to, and what is private is refused where it is asked for.
+    async fn root(&self, asked: &Asked) -> Reply {
+        if let Ok(Ok(reply)) = timeout(ROOT_WAIT, self.forward(asked, false)).await
+            && reply.status() == StatusCode::UNAUTHORIZED
+        {
+            return reply;
+        }
+        let mut response = Response::new(reply::full("{}"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.into()
     }
 
     /// What only the seeder knows goes there and comes back as it is.

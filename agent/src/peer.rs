@@ -50,7 +50,7 @@ use shoal_proto::{
     envelope::Envelope,
     have::Have,
     layout::PieceIndex,
-    message::{Answer, CloseReason, PeerInfo, Priority, Question, RefuseReason},
+    message::{Answer, CloseReason, PeerInfo, Priority, Proof, Question, RefuseReason},
     signed::{Capability, KeySet, Labels, Membership, NodeId},
 };
 use shoal_transfer::ids::{RequestId, UploadId};
@@ -180,8 +180,9 @@ pub struct Up {
 /// What was heard on a connection.
 #[derive(Debug)]
 pub enum Heard {
-    /// A capability that the fleet has signed; subject and time are for the one who acts on it to check.
-    Capability(Box<Capability>),
+    /// A capability that the fleet has signed, with what is to prove that it covers digests which it does not list. Subject,
+    /// time and proofs are for the one who acts on it to check.
+    Capability(Box<Capability>, Vec<Proof>),
     /// Signed things, not yet opened.
     Signed(Vec<Envelope>),
     /// A question.

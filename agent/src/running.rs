@@ -267,7 +267,8 @@ async fn contact(config: &Config, store: &Store) -> Result<Upstream> {
     let upstream = UpstreamConfig {
         seeder: config.seeder.clone(),
         insecure_open: config.insecure_open,
-        token: config.join_token.clone(),
+        join_by: config.join_by.clone(),
+        fleet_key: config.fleet_key,
         tls,
     };
     let deadline = Instant::now() + FIRST_CONTACT_MAX;

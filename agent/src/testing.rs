@@ -20,6 +20,7 @@ use shoal_proto::{
     codec,
     envelope::Envelope,
     have::HaveSet,
+    merkle::MerkleTree,
     message::{Bundle, PeerInfo},
     name::{Reference, Repository},
     oci::{ErrorCode, Route},
@@ -282,7 +283,8 @@ impl FakeSeeder {
             | Route::Upload(..)
             | Route::Referrers(..)
             | Route::Extensions
-            | Route::Revocations => Err(unknown(ErrorCode::Unsupported)),
+            | Route::Revocations
+            | Route::Token => Err(unknown(ErrorCode::Unsupported)),
         }
     }
 
@@ -319,8 +321,16 @@ impl FakeSeeder {
 
     /// A capability for any member.
     pub(crate) fn capability(&self, digests: &[Digest]) -> Envelope {
+        self.capability_for(Covered::List(digests.to_vec()))
+    }
+
+    /// The same by Merkle root.
+    pub(crate) fn capability_under(&self, tree: &MerkleTree) -> Envelope {
+        self.capability_for(Covered::Root { root: tree.root(), leaves: u32::try_from(tree.leaves()).unwrap() })
+    }
+
+    fn capability_for(&self, covered: Covered) -> Envelope {
         let now = crate::http::tests_now();
-        let covered = Covered::List(digests.to_vec());
         let (not_before, not_after) = (now - 60, now + 3600);
         let subject = Subject::AnyMember;
         Envelope::sign(&Capability { subject, covered, discovery: [3; 32], not_before, not_after }, &self.key)

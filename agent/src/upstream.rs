@@ -41,7 +41,6 @@ use shoal_proto::{
     message::PeerInfo,
     name::{Reference, Repository},
     signed::Statement,
-    token::JoinToken,
     tree::PieceHashes,
 };
 use tokio::sync::{Notify, watch};
@@ -52,7 +51,7 @@ pub use pieces::{PieceChunk, PieceStream};
 pub use pull::PulledImage;
 
 use self::{client::Client, connect::Tls, trust::Trust};
-use crate::store::OpenedStatement;
+use crate::{config::JoinBy, store::OpenedStatement};
 
 /// Small requests under way at once. A node pulls a few images at a time; 16 keeps a burst of HEADs from queueing
 /// behind one slow answer and the seeder from a thousand nodes with a hundred connections each.
@@ -115,8 +114,10 @@ pub struct UpstreamConfig {
     pub seeder: Uri,
     /// Whether to pin the seeder's key at the first contact, without a join token.
     pub insecure_open: bool,
-    /// By which the node joins, and whose root key the seeder must show.
-    pub token: Option<JoinToken>,
+    /// By what the node joins.
+    pub join_by: JoinBy,
+    /// The root key that the seeder must show; a join token's goes before it.
+    pub fleet_key: Option<[u8; 32]>,
     /// How TLS is spoken to it; a seeder at `https://` needs it.
     pub tls: Option<Tls>,
 }
@@ -126,7 +127,7 @@ pub struct UpstreamConfig {
 pub struct Upstream {
     client: Client,
     trust: Arc<Trust>,
-    token: Option<Arc<JoinToken>>,
+    join_by: Arc<JoinBy>,
     me: Arc<RwLock<Option<PeerInfo>>>,
     member: Arc<watch::Sender<Option<Arc<Member>>>>,
     refused: Arc<Notify>,
@@ -150,7 +151,7 @@ impl Upstream {
         Self {
             client: Client::new(&config.seeder, config.tls.clone()),
             trust: Arc::new(trust),
-            token: config.token.clone().map(Arc::new),
+            join_by: Arc::new(config.join_by.clone()),
             me: Arc::default(),
             member: Arc::new(watch::Sender::new(None)),
             refused: Arc::default(),

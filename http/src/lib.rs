@@ -19,6 +19,7 @@
 
 mod activity;
 pub mod body;
+pub mod client;
 mod connection;
 pub mod error;
 pub mod handoff;
@@ -28,6 +29,7 @@ mod linger;
 mod mutate;
 pub mod reply;
 mod rewind;
+pub mod roots;
 mod secure;
 pub mod server;
 mod stream;

@@ -31,8 +31,13 @@ use crate::{
 pub const CONTENT_TYPE: &str = "application/vnd.shoal.v1";
 /// Largest request body in bytes.
 pub const REQUEST_LEN_MAX: usize = 64 << 10;
-/// Largest reply in bytes, apart from pieces: a [`Pulled`] of an image of a few hundred layers.
-pub const REPLY_LEN_MAX: usize = 1 << 20;
+/// Largest reply in bytes, apart from pieces: a [`Pulled`] of an image of [`DIGESTS_MAX`] digests.
+pub const REPLY_LEN_MAX: usize = 2 << 20;
+/// Most digests of an image that a [`Pulled`] describes, the manifest's among them: the largest manifest holds more, and what
+/// is beyond comes from the seeder alone.
+pub const DIGESTS_MAX: usize = 4096;
+/// A capability lists so many digests; one over more names their Merkle root, so that it stays small however many there are.
+pub const LISTED_MAX: usize = 512;
 /// Most pieces in one reply to [`PiecesWanted`].
 pub const PIECES_GIVEN_MAX: u16 = 16;
 
@@ -68,6 +73,31 @@ pub struct TokenShown {
     pub mac: [u8; 32],
 }
 
+/// Longest [`Shown::ServiceAccount`] in bytes: clusters issue one to two KiB.
+pub const SERVICE_ACCOUNT_LEN_MAX: usize = 16 << 10;
+
+/// By what a node is let in.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Shown {
+    /// Nothing: in open mode, or for the renewal of a member that joined by a token.
+    Nothing,
+    /// A join token. Counted when the node joins by it for the first time.
+    Token(TokenShown),
+    /// A service-account token (a JSON Web Token) of the Kubernetes cluster that the node belongs to, for every renewal anew.
+    /// Whoever has it may show it: it must not travel in the clear.
+    ServiceAccount(String),
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("Nothing"),
+            Self::Token(shown) => f.debug_tuple("Token").field(&shown.id).finish(),
+            Self::ServiceAccount(_) => f.write_str("ServiceAccount(hidden)"),
+        }
+    }
+}
+
 /// A node asks for membership, or for its renewal.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Join {
@@ -77,8 +107,8 @@ pub struct Join {
     pub time: UnixSeconds,
     /// The labels that it would like; only an open seeder gives them.
     pub labels: Labels,
-    /// The join token, or none in open mode and for a renewal. Counted when the node joins by it for the first time.
-    pub token: Option<TokenShown>,
+    /// By what it is to be let in.
+    pub shown: Shown,
     /// The node key's Ed25519 signature over [`join_bytes`].
     pub signature: [u8; 64],
 }

@@ -17,6 +17,8 @@ pub mod envelope;
 pub mod have;
 pub mod layout;
 pub mod member;
+#[cfg(feature = "hash")]
+pub mod merkle;
 pub mod message;
 pub mod name;
 pub mod oci;

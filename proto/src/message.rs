@@ -29,6 +29,8 @@ pub const DATA_HEADER_LEN: usize = HEADER_LEN + 4;
 pub const DATA_LEN_MAX: usize = FRAME_LEN_MAX - 1 - 4;
 /// Most nodes in one [`Message::Peers`], and in one introduction.
 pub const PEERS_MAX: usize = 32;
+/// Most proofs in one [`Message::Capability`]. One is enough as a rule: for the blob that is about to be asked for.
+pub const PROOFS_MAX: usize = 64;
 /// Most addresses of each sort in one [`PeerInfo`].
 pub const ADDRESSES_MAX: usize = 8;
 
@@ -36,6 +38,9 @@ pub const ADDRESSES_MAX: usize = 8;
 pub const KIND_MESSAGE: u8 = 1;
 /// Kind of a frame that carries a piece's bytes.
 pub const KIND_DATA: u8 = 2;
+
+/// A digest, and what proves that it is among those under a Merkle root.
+pub type Proof = (Digest, Vec<Blake3>);
 
 /// How to reach a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
@@ -165,8 +170,8 @@ pub enum Message {
     Capability {
         /// The signed capability.
         capability: Envelope,
-        /// Digest and path for each.
-        proofs: Vec<(Digest, Vec<Blake3>)>,
+        /// At most [`PROOFS_MAX`].
+        proofs: Vec<Proof>,
     },
     /// Signed things that pass on between members: revocation lists, key sets, candidate lists.
     Signed(Vec<Envelope>),

@@ -39,6 +39,8 @@ pub enum Route {
     Members,
     /// `/v2/_shoal/revocations`.
     Revocations,
+    /// `/v2/_shoal/token`.
+    Token,
     /// `/v2/<name>/_shoal/pull/<reference>`.
     Pull(Repository, Reference),
     /// `/v2/<name>/_shoal/statement/<digest>`.
@@ -131,6 +133,7 @@ impl Route {
             "_shoal/join" => return Ok(Self::Join),
             "_shoal/members" => return Ok(Self::Members),
             "_shoal/revocations" => return Ok(Self::Revocations),
+            "_shoal/token" => return Ok(Self::Token),
             _ => {}
         }
         let (before, last) = rest.rsplit_once('/').ok_or(RouteError::NotFound)?;
@@ -189,7 +192,8 @@ impl Route {
             | Self::Info
             | Self::Join
             | Self::Members
-            | Self::Revocations => None,
+            | Self::Revocations
+            | Self::Token => None,
         }
     }
 }
@@ -295,6 +299,7 @@ mod tests {
             (format!("/v2/a/b/referrers/sha256:{hex}"), Route::Referrers(name.clone(), digest)),
             ("/v2/_shoal/info".into(), Route::Info),
             ("/v2/_shoal/members".into(), Route::Members),
+            ("/v2/_shoal/token".into(), Route::Token),
             ("/v2/a/b/_shoal/pull/latest".into(), Route::Pull(name.clone(), tag)),
             (format!("/v2/a/b/_shoal/pieces/sha256:{hex}"), Route::Pieces(name, digest)),
             ("/v2/tags/tags/list".into(), Route::Tags("tags".parse().unwrap())),

@@ -243,7 +243,7 @@ pub enum Covered {
     List(Vec<Digest>),
     /// The leaves under this Merkle root; each is shown with a proof.
     Root {
-        /// BLAKE3 Merkle root over the sorted digests.
+        /// The root of the tree over the digests (`MerkleTree`).
         root: Blake3,
         /// Number of leaves.
         leaves: u32,

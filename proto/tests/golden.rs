@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use ed25519_dalek::SigningKey;
 use expect_test::{Expect, expect};
 use shoal_proto::{
-    Digest, PROTOCOL, ProtocolVersion, codec,
+    Digest, PROTOCOL, ProtocolVersion,
+    api::{Join, Shown, TokenId, TokenShown},
+    codec,
     envelope::{Envelope, EnvelopeError, Payload, PayloadType},
     have::{Have, HaveSet},
     layout::Layout,
@@ -150,6 +152,23 @@ fn a_key_signs_only_what_its_purpose_allows() {
     assert!(matches!(Envelope::sign(&list, &key()).open::<RevocationList>(&set), Err(EnvelopeError::Key { .. })));
     let inner = KeySet { version: Version::default(), keys: vec![] };
     assert!(matches!(Envelope::sign(&inner, &key()).open::<KeySet>(&set), Err(EnvelopeError::Key { .. })));
+}
+
+#[test]
+fn joins() {
+    let join = |shown| Join { node: NodeId([1; 32]), time: 2, labels: Labels::default(), shown, signature: [3; 64] };
+    // Node, time and no labels before it, the signature after it.
+    let shown = |shown| {
+        let bytes = codec::encode(&join(shown));
+        bytes[36..bytes.len() - 64].to_vec()
+    };
+    check_bytes(&shown(Shown::Nothing), &expect!["00"]);
+    check_bytes(
+        &shown(Shown::Token(TokenShown { id: TokenId([4; 16]), mac: [5; 32] })),
+        &expect!["01040404040404040404040404040404040505050505050505050505050505050505050505050505050505050505050505"],
+    );
+    check_bytes(&shown(Shown::ServiceAccount("a.b.c".into())), &expect!["0205612e622e63"]);
+    assert_eq!(format!("{:?}", Shown::ServiceAccount("secret".into())), "ServiceAccount(hidden)");
 }
 
 fn frame(message: &Message, expected: &Expect) {

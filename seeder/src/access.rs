@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderMap;
 use shoal_http::ApiError;
 use shoal_proto::{name::Repository, oci::ErrorCode};
 
@@ -51,6 +51,15 @@ impl Access {
         self.open
     }
 
+    /// A token that says the same as what `subject` has shown.
+    ///
+    /// # Errors
+    /// It has shown what is no user's, or nothing where nothing is public.
+    pub fn token(&self, subject: &Subject) -> Result<String, ApiError> {
+        let users = self.users.as_ref().ok_or_else(|| unauthorised("this registry asks for no token"))?;
+        users.token(subject).ok_or_else(|| wrong(subject))
+    }
+
     /// Who sends a request.
     #[must_use]
     pub fn subject(&self, headers: &HeaderMap) -> Subject {
@@ -80,11 +89,7 @@ impl Access {
         if users.may(subject, repository, of) {
             return Ok(());
         }
-        Err(match subject {
-            Subject::Anonymous => unauthorised("log in to this registry"),
-            Subject::Wrong => unauthorised("no user has that name and password"),
-            Subject::User(_) => ApiError::new(ErrorCode::Denied, "this user may not do that"),
-        })
+        Err(wrong(subject))
     }
 
     /// Whether anonymous clients may pull from `repository`: peers then hand it on to any member.
@@ -94,7 +99,15 @@ impl Access {
     }
 }
 
+fn wrong(subject: &Subject) -> ApiError {
+    match subject {
+        Subject::Anonymous => unauthorised("log in to this registry"),
+        Subject::Wrong => unauthorised("no user has that name and password, or the token has ended"),
+        Subject::User(_) => ApiError::new(ErrorCode::Denied, "this user may not do that"),
+    }
+}
+
+/// Without the challenge, which says where the client is.
 fn unauthorised(message: &str) -> ApiError {
-    let challenge = HeaderValue::from_static("Basic realm=\"shoal\", charset=\"UTF-8\"");
-    ApiError::new(ErrorCode::Unauthorized, message).header(header::WWW_AUTHENTICATE, challenge)
+    ApiError::new(ErrorCode::Unauthorized, message)
 }

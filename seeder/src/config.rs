@@ -1,5 +1,7 @@
 //! The configuration: a TOML file, overridden by flags, checked before anything is opened.
 
+pub mod join;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -55,6 +57,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Where health and metrics are served.
     pub status: SocketAddr,
+    /// How clients reach the registry, where that is not by its own address: at a proxy that has the certificate.
+    pub public_url: Option<String>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// Anybody who reaches the port may push, pull and join.
@@ -72,6 +76,8 @@ pub struct Config {
     pub quotas: Vec<Quota>,
     /// The registry's certificate; without one it speaks plain HTTP.
     pub tls: TlsFiles,
+    /// Who may join the fleet besides holders of join tokens.
+    pub join: join::Join,
 }
 
 /// The files of the registry's TLS, all of them PEM. They are read again when they change.
@@ -152,6 +158,7 @@ impl Default for Config {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 5000))],
             status: SocketAddr::from(([127, 0, 0, 1], 5001)),
+            public_url: None,
             data_dir: "/var/lib/shoal/seeder".into(),
             insecure_open: false,
             access_rules: false,
@@ -160,6 +167,7 @@ impl Default for Config {
             gc: Gc::default(),
             quotas: Vec::new(),
             tls: TlsFiles::default(),
+            join: join::Join::default(),
         }
     }
 }
@@ -218,6 +226,14 @@ impl Config {
         if self.quotas.iter().any(|quota| quota.bytes.is_none() && quota.tags.is_none()) {
             return Err(ConfigError::Value("each of [[quotas]] says how many bytes or tags there may be"));
         }
+        self.join.check()?;
+        let plain = |url: &String| {
+            let uri: Option<http::Uri> = url.parse().ok();
+            uri.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.path() == "/")
+        };
+        if self.public_url.as_ref().is_some_and(|url| !plain(url) || url.contains('"')) {
+            return Err(ConfigError::Value("public_url is no URL such as https://registry.example"));
+        }
         self.ranges().map(|_| ())
     }
 
@@ -266,7 +282,7 @@ mod tests {
         let example = include_str!("../seeder.example.toml");
         assert_eq!(parse(example).unwrap(), Config::default());
         let keys = example.lines().filter(|line| line.contains(" = ")).count();
-        assert_eq!(keys, 22, "every key is shown");
+        assert_eq!(keys, 34, "every key is shown");
     }
 
     #[test]
@@ -280,6 +296,48 @@ mod tests {
         assert!(unlimited.check().unwrap_err().to_string().contains("bytes or tags"));
         assert!(parse("[[quotas]]\nrepositories = \"a/*\"\nbytes = 1\n").unwrap_err().contains("team/**"));
         assert!(parse(&"[[quotas]]\nrepositories = \"a\"\nbytes = 1\n".repeat(65)).unwrap().check().is_err());
+    }
+
+    #[test]
+    fn the_example_of_a_cluster_is_one() {
+        let example = include_str!("../seeder.example.toml");
+        let lines = example.split_once("# [[join.kubernetes]]").unwrap().1.lines();
+        let toml = lines
+            .filter_map(|line| line.strip_prefix("# "))
+            .filter(|line| (line.starts_with('[') || line.contains(" = ")) && !line.starts_with("keys_file"));
+        let text: Vec<_> = std::iter::once("[[join.kubernetes]]").chain(toml).collect();
+        let config = parse(&text.join("\n")).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.join.kubernetes[0].allow[0].labels().unwrap().zone.unwrap().as_str(), "a");
+    }
+
+    #[test]
+    fn each_mistake_in_a_cluster_is_named() {
+        let whole = [
+            "name = \"prod\"",
+            "issuer = \"https://k\"",
+            "keys_url = \"https://k/keys\"",
+            "[[join.kubernetes.allow]]",
+            "namespace = \"shoal\"",
+            "service_account = \"agent\"",
+        ];
+        let refused = |from: &str, to: &str| {
+            let text = format!("[[join.kubernetes]]\n{}", whole.join("\n")).replace(from, to);
+            parse(&text).and_then(|config| config.check().map_err(|error| error.to_string())).unwrap_err()
+        };
+        for (from, to, expected) in [
+            ("name = \"prod\"", "", "needs a name and an issuer"),
+            ("https://k/keys", "http://k/keys", "begins with https://"),
+            ("https://k/keys", "", "either keys_url or keys_file"),
+            ("keys_url", "keys_file = \"x\"\nkeys_url", "either keys_url or keys_file"),
+            ("keys_url = \"https://k/keys\"", "keys_file = \"x\"\nca = \"y\"", "are for keys_url"),
+            ("namespace = \"shoal\"", "", "needs namespace and service_account"),
+            ("namespace", "machine = \"*-a\"\nnamespace", "* stands at the end"),
+            ("namespace", "labels = { region = \"EU\" }\nnamespace", "a label is"),
+            ("namespace", "labels = { planet = \"x\" }\nnamespace", "unknown field"),
+        ] {
+            assert!(refused(from, to).contains(expected), "{from} → {to}: {}", refused(from, to));
+        }
     }
 
     #[test]

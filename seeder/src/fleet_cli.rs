@@ -156,6 +156,9 @@ pub(crate) async fn members(command: MemberCommand) -> anyhow::Result<()> {
                 let note =
                     format!("a token with uses left lets another key in: shoal-seeder join-token revoke {token}");
                 say(&mut std::io::stderr(), &note);
+            } else if let Some(cluster) = revoked["kubernetes"]["cluster"].as_str() {
+                let note = format!("{cluster} may vouch for another key there: take its rule out of join.kubernetes");
+                say(&mut std::io::stderr(), &note);
             }
             Ok(())
         }

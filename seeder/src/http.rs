@@ -23,6 +23,7 @@ use crate::{
     access::{Access, Action},
     events::Events,
     keys::Fleet,
+    kubernetes::Clusters,
     members::Members,
     metrics::{Metrics, Payload},
     pieces::Ledger,
@@ -32,6 +33,7 @@ use crate::{
 };
 
 mod blobs;
+mod login;
 mod manifests;
 mod members;
 mod query;
@@ -40,6 +42,7 @@ mod tags;
 mod uploads;
 mod vendor;
 
+pub(crate) use login::Realm;
 use query::Query;
 use rates::Rates;
 
@@ -55,7 +58,9 @@ const BUSY_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) members: Arc<Members>,
+    pub(crate) clusters: Clusters,
     pub(crate) access: Access,
+    pub(crate) realm: Realm,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) addresses: AddressRule,
     /// Bodies from files that are sent at once; clients beyond are told to come again.
@@ -79,7 +84,9 @@ pub(crate) struct Registry {
     store: Arc<dyn Store>,
     fleet: Arc<Fleet>,
     members: Arc<Members>,
+    clusters: Clusters,
     access: Access,
+    realm: Realm,
     events: Events,
     metrics: Arc<Metrics>,
     addresses: AddressRule,
@@ -97,6 +104,8 @@ pub(crate) struct Registry {
 #[derive(Debug)]
 struct Asked {
     method: Method,
+    /// The name by which the client reached this registry, as it says.
+    host: Option<String>,
     path: String,
     headers: HeaderMap,
     query: Query,
@@ -129,12 +138,25 @@ type Answer = Result<Reply, ApiError>;
 
 impl Registry {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { store, members, access, metrics, addresses, transfers_max, piece_slots, requests_per_s } = parts;
+        let Parts {
+            store,
+            members,
+            clusters,
+            access,
+            realm,
+            metrics,
+            addresses,
+            transfers_max,
+            piece_slots,
+            requests_per_s,
+        } = parts;
         Self {
             store,
             fleet: Arc::clone(members.fleet()),
             members,
+            clusters,
             access,
+            realm,
             events: Events::new(Arc::clone(&metrics)),
             metrics,
             addresses,
@@ -174,7 +196,7 @@ impl Registry {
         let subject = self.access.subject(&asked.headers);
         if let Err(denied) = self.access.authorise(&subject, route.repository(), action) {
             drain(body).await;
-            return Err(denied);
+            return Err(self.challenged(denied, &asked, route.repository(), action));
         }
         self.dispatch(route, asked, body).await
     }
@@ -201,6 +223,7 @@ impl Registry {
             (Route::Join, _) => self.join(body).await,
             (Route::Members, _) => self.meet(&asked, body).await,
             (Route::Revocations, _) => Ok(self.revocations()),
+            (Route::Token, _) => self.token(&asked),
             (Route::Pull(name, reference), _) => self.pull(&name, &reference, &asked, body).await,
             (Route::Statement(name, digest), _) => self.statement(&name, digest).await,
             (Route::Hashes(name, digest), _) => self.hashes(&name, digest).await,
@@ -216,7 +239,7 @@ fn action(route: &Route, method: &Method) -> Option<Action> {
     let delete = *method == Method::DELETE;
     match route {
         Route::Root => get.then_some(Action::Login),
-        Route::Extensions | Route::Info | Route::Revocations => get.then_some(Action::Greet),
+        Route::Extensions | Route::Info | Route::Revocations | Route::Token => get.then_some(Action::Greet),
         Route::Catalog => get.then_some(Action::Catalog),
         Route::Tags(_) | Route::Referrers(..) | Route::Statement(..) | Route::Hashes(..) => get.then_some(Action::Pull),
         Route::Pull(..) | Route::Pieces(..) => post.then_some(Action::Pull),
@@ -245,6 +268,7 @@ const fn label(route: &Route) -> &'static str {
         Route::Join => "join",
         Route::Members => "members",
         Route::Revocations => "revocations",
+        Route::Token => "token",
         Route::Pull(..) => "pull",
         Route::Statement(..) => "statement",
         Route::Hashes(..) => "hashes",
@@ -261,6 +285,7 @@ const fn allowed(route: &Route) -> &'static str {
         | Route::Extensions
         | Route::Info
         | Route::Revocations
+        | Route::Token
         | Route::Statement(..)
         | Route::Hashes(..) => "GET, HEAD",
         Route::Manifest(..) => "GET, HEAD, PUT, DELETE",
@@ -303,7 +328,9 @@ impl Service for Registry {
 
 fn asked(method: Method, headers: HeaderMap, uri: &Uri, peer: Peer) -> Asked {
     let query = Query::read(uri.query().unwrap_or_default());
-    Asked { method, path: uri.path().to_owned(), headers, query, peer }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| uri.authority().map(|host| host.as_str())).map(str::to_owned);
+    Asked { method, host, path: uri.path().to_owned(), headers, query, peer }
 }
 
 /// Few words for the metrics, whatever clients send.

@@ -286,6 +286,12 @@ impl Fleet {
         self.discovery_key(&[b"region", digest.to_string().as_bytes(), region.as_bytes()])
     }
 
+    /// What makes tokens for clients: the same in every replica, and after a restart.
+    #[must_use]
+    pub fn token_key(&self) -> [u8; 32] {
+        blake3::derive_key("shoal 2026 client tokens", &self.discovery)
+    }
+
     /// Where the bundle of a public reference is found.
     #[must_use]
     pub fn bundle_key(&self, repository: &Repository, reference: &Reference) -> DiscoveryKey {

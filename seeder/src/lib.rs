@@ -22,6 +22,7 @@ pub mod events;
 mod hash;
 mod http;
 pub mod keys;
+pub mod kubernetes;
 pub mod manifest;
 pub mod members;
 pub mod metrics;

@@ -145,7 +145,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let usage = error.downcast_ref::<shoal_seeder::config::ConfigError>().is_some()
-                || matches!(error.downcast_ref::<StartError>(), Some(StartError::Config(_) | StartError::Tls(_)));
+                || matches!(
+                    error.downcast_ref::<StartError>(),
+                    Some(StartError::Config(_) | StartError::Tls(_) | StartError::Clusters(_))
+                );
             say(&mut std::io::stderr(), &format!("shoal-seeder: {error:#}"));
             ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED })
         }
@@ -168,6 +171,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let config = config(&args.common, |config| args.apply(config))?;
             if args.check_config {
                 shoal_seeder::load_tls(&config)?;
+                shoal_seeder::kubernetes::Clusters::load(&config.join.kubernetes).map_err(StartError::from)?;
                 say(&mut std::io::stdout(), "the configuration is good");
                 return Ok(());
             }

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `t` token id | [`Token`] |
 //! | `m` node | [`Member`] |
+//! | `k` end, service-account token | the node that showed it |
 //! | `r` | `Revoked` |
 //! | `u` name | a user |
 //!
@@ -38,8 +39,12 @@ use crate::{
 };
 
 pub mod order;
+mod record;
 #[cfg(test)]
 mod tests;
+mod vouched;
+
+pub use record::{JoinedBy, Member};
 
 /// A membership holds for a day: nodes renew it at half of that, and a fleet outlives a seeder that is away for a night.
 pub const MEMBERSHIP_S: u64 = 86_400;
@@ -68,23 +73,6 @@ pub struct Token {
     pub labels: Labels,
 }
 
-/// A member.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Member {
-    /// Where it stands.
-    pub labels: Labels,
-    /// Names its memberships in the revocation list.
-    pub serial: u64,
-    /// The token that it joined by.
-    pub token: TokenId,
-    /// When it joined.
-    pub joined_at: UnixSeconds,
-    /// When its last membership ends.
-    pub not_after: UnixSeconds,
-    /// When it was revoked.
-    pub revoked_at: Option<UnixSeconds>,
-}
-
 /// Serials of memberships that no longer hold, with the time until which they would have.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 struct Revoked {
@@ -101,6 +89,14 @@ pub enum JoinError {
     /// No such token; or the node does not know its secret, which is not told apart.
     #[error("no such join token; it may have been revoked, or be another fleet's")]
     TokenUnknown,
+    /// It joined by the word of its cluster, and does not show it now.
+    #[error(
+        "this node joined by a service-account token: it needs one at every renewal (`shoal agent --join-jwt FILE`)"
+    )]
+    AccountNeeded,
+    /// Another node has shown the same service-account token.
+    #[error("another node has shown this service-account token; a token is good for one node")]
+    AccountUsed,
     /// The token's time is over.
     #[error("the join token has ended; create another")]
     TokenEnded,
@@ -128,6 +124,8 @@ impl JoinError {
         match self {
             Self::TokenNeeded => "token-needed",
             Self::TokenUnknown => "token-unknown",
+            Self::AccountNeeded => "service-account-needed",
+            Self::AccountUsed => "service-account-of-another-node",
             Self::TokenEnded => "token-ended",
             Self::TokenUsedUp => "token-used-up",
             Self::Revoked => "membership-revoked",
@@ -207,7 +205,7 @@ impl Members {
     /// # Errors
     /// The store failed.
     pub async fn load(store: Arc<dyn Store>, fleet: Arc<Fleet>) -> Result<Self, StoreError> {
-        let users = Arc::new(Users::load(Arc::clone(&store)).await?);
+        let users = Arc::new(Users::load(Arc::clone(&store), fleet.token_key()).await?);
         let members = Self { store, fleet, users, in_force: RwLock::default(), count: AtomicU64::new(0) };
         if let Some((_, revoked)) = members.read::<Revoked>(REVOKED_KEY.to_vec()).await? {
             members.put_in_force(&revoked);
@@ -242,6 +240,17 @@ impl Members {
         Ok(Some((bytes, record)))
     }
 
+    /// A member's record as it is kept and as it reads.
+    async fn member(&self, node: &NodeId) -> Result<Option<(Vec<u8>, Member)>, StoreError> {
+        let Some(bytes) = self.store.fleet_record(member_key(node)).await? else { return Ok(None) };
+        let member = Member::from_record(&bytes)?;
+        Ok(Some((bytes, member)))
+    }
+
+    fn counted(&self, is_new: bool) {
+        self.count.fetch_add(u64::from(is_new), Ordering::Relaxed);
+    }
+
     /// Makes a node a member, or renews its membership. A token counts only where the node did not join by it before: an
     /// answer that was lost costs no use. The caller has checked that the node signed this at `time`.
     ///
@@ -254,11 +263,16 @@ impl Members {
         time: UnixSeconds,
     ) -> Result<Membership, JoinError> {
         for _ in 0..SWAPS_MAX {
-            let known = self.read::<Member>(member_key(node)).await?;
+            let known = self.member(node).await?;
             let done = match (known, shown) {
                 (None, None) => return Err(JoinError::TokenNeeded),
+                (Some((_, Member { joined_by: JoinedBy::Account(_), .. })), None) => {
+                    return Err(JoinError::AccountNeeded);
+                }
                 (Some((old, member)), None) => self.renew(node, old, member).await?,
-                (Some((old, member)), Some(shown)) if member.token == shown.id => self.renew(node, old, member).await?,
+                (Some((old, member)), Some(shown)) if member.joined_by == JoinedBy::Token(shown.id) => {
+                    self.renew(node, old, member).await?
+                }
                 (known, Some(shown)) => self.admit(node, known.map(|(old, _)| old), shown, time).await?,
             };
             if let Some(membership) = done {
@@ -275,7 +289,7 @@ impl Members {
         }
         let (not_before, not_after) = valid_for(MEMBERSHIP_S);
         let member = Member { not_after, ..member };
-        let swap = Swap { key: member_key(node), old: Some(old), new: Some(codec::encode(&member)) };
+        let swap = Swap { key: member_key(node), old: Some(old), new: Some(member.to_record()) };
         let swapped = self.store.swap_fleet_records(vec![swap]).await?;
         let Member { labels, serial, .. } = member;
         Ok(swapped.then_some(Membership { node: *node, labels, not_before, not_after, serial }))
@@ -304,7 +318,7 @@ impl Members {
         let member = Member {
             labels: labels.clone(),
             serial,
-            token: shown.id,
+            joined_by: JoinedBy::Token(shown.id),
             joined_at: unix_seconds(),
             not_after,
             revoked_at: None,
@@ -313,12 +327,12 @@ impl Members {
         let used = codec::encode(&Token { uses_left, ..token });
         let swaps = vec![
             Swap { key: token_key(&shown.id), old: Some(old_token), new: Some(used) },
-            Swap { key: member_key(node), old, new: Some(codec::encode(&member)) },
+            Swap { key: member_key(node), old, new: Some(member.to_record()) },
         ];
         if !self.store.swap_fleet_records(swaps).await? {
             return Ok(None);
         }
-        self.count.fetch_add(u64::from(is_new), Ordering::Relaxed);
+        self.counted(is_new);
         Ok(Some(Membership { node: *node, labels, not_before, not_after, serial }))
     }
 
@@ -355,7 +369,7 @@ impl Members {
     /// There is no such member, the list is full, or the store failed.
     pub async fn revoke(&self, node: &NodeId) -> Result<Member, OrderError> {
         for _ in 0..SWAPS_MAX {
-            let found = self.read::<Member>(member_key(node)).await?;
+            let found = self.member(node).await?;
             let (old_member, member) = found.ok_or(OrderError::Unknown("member"))?;
             if member.revoked_at.is_some() {
                 return Ok(member);
@@ -373,7 +387,7 @@ impl Members {
             list.counter += 1;
             let member = Member { revoked_at: Some(now), ..member };
             let swaps = vec![
-                Swap { key: member_key(node), old: Some(old_member), new: Some(codec::encode(&member)) },
+                Swap { key: member_key(node), old: Some(old_member), new: Some(member.to_record()) },
                 Swap { key: REVOKED_KEY.to_vec(), old: old_list, new: Some(codec::encode(&list)) },
             ];
             if self.store.swap_fleet_records(swaps).await? {

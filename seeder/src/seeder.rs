@@ -23,8 +23,9 @@ use crate::{
     access::Access,
     admin::{self, Admin, Report},
     config::{Config, ConfigError},
-    http::{Parts, Registry},
+    http::{Parts, Realm, Registry},
     keys::{Fleet, KeysError},
+    kubernetes::{Clusters, ClustersError},
     members::{Members, OrderError, order::Order},
     metrics::Metrics,
     status::Status,
@@ -60,6 +61,9 @@ pub enum StartError {
     /// There is no TLS with the files that were named.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A cluster cannot be asked whom it vouches for.
+    #[error(transparent)]
+    Clusters(#[from] ClustersError),
     /// A port or socket cannot be had.
     #[error("cannot listen on {addr}: {error}")]
     Listen {
@@ -91,6 +95,7 @@ impl Seeder {
     pub async fn start(config: Config) -> Result<Running, StartError> {
         config.check()?;
         let tls = load_tls(&config)?.map(Arc::new);
+        let clusters = Clusters::load(&config.join.kubernetes)?;
         let (store, members) = open(&config).await?;
         let fleet = Arc::clone(members.fleet());
         let metrics = Arc::new(Metrics::new());
@@ -105,7 +110,9 @@ impl Seeder {
         let registry = Arc::new(Registry::new(Parts {
             store: Arc::clone(&store),
             members: Arc::clone(&members),
+            clusters,
             access: Access::new(config.insecure_open, config.access_rules.then(|| Arc::clone(members.users()))),
+            realm: Realm { url: config.public_url.clone(), secure: tls.is_some() },
             metrics: Arc::clone(&metrics),
             addresses: AddressRule { ranges: config.ranges()? },
             transfers_max: config.limits.transfers,
@@ -131,12 +138,10 @@ impl Seeder {
         let mut status_task = JoinSet::new();
         let service =
             Arc::new(Status { metrics: Arc::clone(&metrics), store: Arc::clone(&store), ready: Arc::clone(&ready) });
-        let status_limits =
-            shoal_http::Limits { connections_max: 64, drain: Duration::from_secs(1), ..shoal_http::Limits::default() };
         status_task.spawn(shoal_http::serve(
             vec![status_listener],
             service,
-            status_limits,
+            status_limits(),
             stop_status.clone().cancelled_owned(),
         ));
         write_addresses(&config.data_dir, &listen, status)?;
@@ -310,6 +315,11 @@ fn http_limits(config: &Config) -> shoal_http::Limits {
         drain: Duration::from_secs(config.limits.drain_s),
         ..shoal_http::Limits::default()
     }
+}
+
+/// What those who look after the seeder may take up.
+fn status_limits() -> shoal_http::Limits {
+    shoal_http::Limits { connections_max: 64, drain: Duration::from_secs(1), ..shoal_http::Limits::default() }
 }
 
 async fn expire_uploads(store: Arc<dyn Store>, idle_s: u64, stop: CancellationToken) {

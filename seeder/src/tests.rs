@@ -2,12 +2,13 @@
 
 mod client;
 mod fuzz;
+mod login;
 mod operation;
 mod process;
 mod quotas;
 mod reads;
 #[path = "../../http/src/tests/secure_client.rs"]
-mod secure_client;
+pub(crate) mod secure_client;
 mod tls;
 mod uploads;
 mod vendor;

@@ -17,9 +17,15 @@ use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use shoal_proto::{codec, name::Repository};
 
+mod tokens;
+
+pub use tokens::TOKEN_S;
+
+use self::tokens::Tokens;
 use crate::{
     members::OrderError,
     store::{Store, StoreError, Swap},
+    time::unix_seconds,
 };
 
 /// The user who shows nothing.
@@ -136,6 +142,7 @@ pub enum Subject {
 pub struct Users {
     store: Arc<dyn Store>,
     table: RwLock<BTreeMap<String, User>>,
+    tokens: Tokens,
 }
 
 fn key(name: &str) -> Vec<u8> {
@@ -147,11 +154,11 @@ fn hash(password: &str) -> [u8; 32] {
 }
 
 impl Users {
-    /// Takes up what the store holds.
+    /// Takes up what the store holds; tokens are made with `token_key`.
     ///
     /// # Errors
     /// The store failed.
-    pub async fn load(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+    pub async fn load(store: Arc<dyn Store>, token_key: [u8; 32]) -> Result<Self, StoreError> {
         let page = store.fleet_records(b"u".to_vec(), None, USERS_MAX).await?;
         let mut table = BTreeMap::new();
         for (key, value) in page.items {
@@ -160,7 +167,7 @@ impl Users {
                 codec::decode::<User, RECORD_LEN_MAX>(&value).map_err(StoreError::failed("understand a user"))?;
             table.insert(name, user);
         }
-        Ok(Self { store, table: RwLock::new(table) })
+        Ok(Self { store, table: RwLock::new(table), tokens: Tokens::new(token_key) })
     }
 
     /// Makes a user, or gives one other rights and another password; the password, which is shown this once.
@@ -216,7 +223,39 @@ impl Users {
     #[must_use]
     pub fn subject(&self, headers: &HeaderMap) -> Subject {
         let Some(shown) = headers.get(header::AUTHORIZATION) else { return Subject::Anonymous };
-        self.basic(shown.as_bytes()).map_or(Subject::Wrong, Subject::User)
+        self.bearer(shown.as_bytes())
+            .unwrap_or_else(|| self.basic(shown.as_bytes()).map_or(Subject::Wrong, Subject::User))
+    }
+
+    /// Whose token it is. None: it is no token at all.
+    fn bearer(&self, shown: &[u8]) -> Option<Subject> {
+        let (scheme, value) = shown.split_at_checked(7)?;
+        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+            return None;
+        }
+        let user = self.tokens.read(value.trim_ascii(), unix_seconds(), |name| self.password(name));
+        Some(user.map_or(Subject::Wrong, |user| user.map_or(Subject::Anonymous, Subject::User)))
+    }
+
+    /// A token for `subject`. None for who shows what is no user's, and for who shows nothing where nothing is public.
+    #[must_use]
+    pub fn token(&self, subject: &Subject) -> Option<String> {
+        match subject {
+            Subject::Wrong => None,
+            Subject::Anonymous => {
+                let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+                table.contains_key(ANONYMOUS).then(|| self.tokens.issue(None, None, unix_seconds()))
+            }
+            Subject::User(name) => {
+                let password = self.password(name)?;
+                Some(self.tokens.issue(Some(name), Some(&password), unix_seconds()))
+            }
+        }
+    }
+
+    /// The hash of a user's password.
+    fn password(&self, name: &str) -> Option<[u8; 32]> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(name)?.hash
     }
 
     fn basic(&self, shown: &[u8]) -> Option<String> {
@@ -226,7 +265,7 @@ impl Users {
         }
         let decoded = String::from_utf8(STANDARD.decode(value.trim_ascii()).ok()?).ok()?;
         let (name, password) = decoded.split_once(':')?;
-        let known = self.table.read().unwrap_or_else(PoisonError::into_inner).get(name)?.hash?;
+        let known = self.password(name)?;
         // Compared in the same time whatever they hold.
         (blake3::Hash::from_bytes(known) == blake3::Hash::from_bytes(hash(password))).then(|| name.to_owned())
     }
@@ -287,7 +326,7 @@ mod tests {
     async fn a_user_is_known_by_its_password_until_it_is_removed_or_gets_another() {
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(Local::open(dir.path(), 0).unwrap());
-        let users = Users::load(store.clone()).await.unwrap();
+        let users = Users::load(store.clone(), [1; 32]).await.unwrap();
         let grants = Grants { push: patterns(&["team/**"]), ..Grants::default() };
         let password = users.put("ci", grants.clone()).await.unwrap().unwrap();
         let ci = Subject::User("ci".into());
@@ -304,10 +343,18 @@ mod tests {
         }
         assert!(users.may(&ci, Some(&team), pushes) && !users.may(&Subject::Anonymous, Some(&team), pushes));
         assert!(!users.may(&ci, None, pushes) && !users.may(&ci, Some(&"other".parse().unwrap()), pushes));
-        let again = Users::load(store).await.unwrap();
+        let by_token = HeaderMap::from_iter([(
+            header::AUTHORIZATION,
+            HeaderValue::from_str(&format!("Bearer {}", users.token(&ci).unwrap())).unwrap(),
+        )]);
+        assert_eq!(users.subject(&by_token), ci);
+        assert_eq!((users.token(&Subject::Wrong), users.token(&Subject::Anonymous)), (None, None), "nothing is public");
+        let again = Users::load(store, [1; 32]).await.unwrap();
+        assert_eq!(again.subject(&by_token), ci);
         assert_eq!(again.subject(&shown("ci", &password)), ci, "a restart forgets nobody");
         let next = again.put("ci", grants).await.unwrap().unwrap();
         assert_eq!(again.subject(&shown("ci", &password)), Subject::Wrong);
+        assert_eq!(again.subject(&by_token), Subject::Wrong, "a token goes with its password");
         assert_eq!(again.subject(&shown("ci", &next)), ci);
         again.remove("ci").await.unwrap();
         assert_eq!(again.subject(&shown("ci", &next)), Subject::Wrong);

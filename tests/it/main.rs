@@ -1,5 +1,7 @@
 //! The end-to-end tests: one binary, so that what they share is linked once.
+mod attack_capability;
 mod attack_keys;
+mod attack_kubernetes;
 mod attack_membership;
 mod attack_names;
 mod attack_tenants;
@@ -15,6 +17,7 @@ mod images;
 mod memory;
 mod outage;
 mod power_loss;
+mod private_clients;
 mod push_pull;
 mod registry_crash;
 mod restart;

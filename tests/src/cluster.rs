@@ -144,7 +144,7 @@ impl Daemon {
         arguments.insert(0, command.to_owned());
         let open = match self.role {
             Role::Seeder { open } => open,
-            Role::Agent { .. } => !self.extra.iter().any(|argument| argument.starts_with("--join-token")),
+            Role::Agent { .. } => !self.extra.iter().any(|argument| argument.starts_with("--join-")),
         };
         if open {
             arguments.push("--insecure-open".to_owned());

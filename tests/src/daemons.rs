@@ -16,7 +16,7 @@ use anyhow::{Result, ensure};
 
 use crate::process::{self, Output};
 
-pub use containerd::Containerd;
+pub use containerd::{Containerd, Login};
 pub use docker::Docker;
 pub use podman::Podman;
 pub use registry::Registry;

@@ -213,7 +213,7 @@ impl Shell {
         let fresh: Vec<PeerId> =
             self.peers.connected().map(|(id, ..)| id).filter(|id| !opening.asked.contains(id)).take(room).collect();
         for peer in &fresh {
-            self.show(*peer, &image);
+            self.show(*peer, &image, digest);
             self.ask(*peer, Question::Hashes(*digest), super::answers::For::Hashes(*digest));
         }
         if let Some(opening) = self.blobs.opening.get_mut(digest) {

@@ -148,7 +148,7 @@ impl Shell {
         };
         self.fetches.open.insert(request, Request::Peer { peer, blob });
         if let Some(image) = image {
-            self.show(peer, &image);
+            self.show(peer, &image, &digest);
         }
         self.history.asked(&digest, self.source_of(peer), Instant::now());
         let fetch = peer::Fetch { request, partial, priority };

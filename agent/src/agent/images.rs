@@ -9,9 +9,10 @@ use shoal_proto::{
     Digest,
     api::Discovery,
     envelope::Envelope,
+    merkle::MerkleTree,
     message::{Bundle, Message},
     name::Repository,
-    signed::{Candidates, Capability, DiscoveryKey, Scope},
+    signed::{Candidates, Capability, Covered, DiscoveryKey, Scope},
 };
 use shoal_transfer::{
     event::Input,
@@ -20,7 +21,7 @@ use shoal_transfer::{
 
 use tokio::time::Instant;
 
-use super::{Shell, peers::rank, unix_now};
+use super::{Shell, links::Shown, peers::rank, unix_now};
 use crate::{
     handle::ImageContext,
     store::{ImageInfo, ImageRecord},
@@ -46,6 +47,8 @@ pub(super) struct Image {
     pub(super) capability: Envelope,
     pub(super) covers: Capability,
     pub(super) discovery: Vec<Discovery>,
+    /// What the capability covers, where it names a root.
+    tree: Option<MerkleTree>,
     /// What peers get who ask for it by these keys: one for each reference that was pulled here.
     bundles: BTreeMap<DiscoveryKey, Arc<Bundle>>,
     /// As signed and opened.
@@ -130,7 +133,9 @@ impl Shell {
         if let Some(known) = known {
             (peers, news, candidates, bundles) = (known.peers, known.news, known.candidates, known.bundles);
         }
-        if let Some(bundle) = context.bundle {
+        // What is covered by a root is too much for the frame in which a bundle travels.
+        let listed = matches!(context.covers.covered, Covered::List(_));
+        if let Some(bundle) = context.bundle.filter(|_| listed) {
             self.net.announce(context.bundle_keys.clone());
             bundles.extend(context.bundle_keys.into_iter().take(BUNDLES_MAX).map(|key| (key, bundle.clone())));
             while bundles.len() > BUNDLES_MAX {
@@ -141,6 +146,7 @@ impl Shell {
             candidates = context.candidates;
         }
         let image = Image {
+            tree: tree(&context.covers, &context.discovery),
             repository: context.repository,
             capability: context.capability,
             covers: context.covers,
@@ -171,6 +177,7 @@ impl Shell {
             return;
         }
         let image_state = Image {
+            tree: tree(&covers, &discovery),
             repository,
             capability,
             covers,
@@ -238,13 +245,29 @@ impl Shell {
         }
     }
 
-    /// Shows a peer the capability under which this node reads the image's blobs, once.
-    pub(super) fn show(&mut self, peer: PeerId, image: &Digest) {
-        let Some(known) = self.images.get(image) else { return };
-        let (until, capability) = (known.covers.not_after, known.capability.clone());
-        let Some(state) = self.peers.link_mut(peer) else { return };
-        if state.shown.insert(*image, until) != Some(until) {
-            self.send(peer, Message::Capability { capability, proofs: Vec::new() });
+    /// Shows a peer the capability under which this node reads the image's blobs, once; and once for each blob that it covers
+    /// it, where it does not list them.
+    pub(super) fn show(&mut self, peer: PeerId, image: &Digest, blob: &Digest) {
+        let (Some(known), Some(state)) = (self.images.get(image), self.peers.link_mut(peer)) else { return };
+        let until = known.covers.not_after;
+        let shown = state.shown.entry(*image).or_default();
+        let renewed = shown.until != until;
+        if renewed {
+            *shown = Shown { until, ..Shown::default() };
+        }
+        let tree = known.tree.as_ref().filter(|_| shown.proven.insert(*blob));
+        let proof = tree.and_then(|tree| tree.proof(blob));
+        if renewed || proof.is_some() {
+            let proofs = proof.map(|proof| (*blob, proof)).into_iter().collect();
+            let capability = known.capability.clone();
+            self.send(peer, Message::Capability { capability, proofs });
         }
     }
+}
+
+/// The tree under the root that a capability names, if it names one and the digests are those under it.
+fn tree(covers: &Capability, discovery: &[Discovery]) -> Option<MerkleTree> {
+    let Covered::Root { root, .. } = covers.covered else { return None };
+    let tree = MerkleTree::of(discovery.iter().map(|found| found.digest).collect());
+    (tree.root() == root).then_some(tree)
 }

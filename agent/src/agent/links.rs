@@ -44,8 +44,8 @@ pub(super) struct LinkState {
     pub(super) member_until: UnixSeconds,
     /// Versions of key set and revocation list that the peer has, as far as is known.
     pub(super) news: (Version, Version),
-    /// Which capability was shown for an image, by its end.
-    pub(super) shown: BTreeMap<Digest, UnixSeconds>,
+    /// Which capability was shown for an image.
+    pub(super) shown: BTreeMap<Digest, Shown>,
     /// Blobs that the peer was told of and not told off.
     pub(super) told: BTreeSet<BlobId>,
     /// Open uploads by the peer's ids.
@@ -57,6 +57,15 @@ pub(super) struct LinkState {
     pub(super) exchanged: BTreeSet<Digest>,
     /// Messages that name other nodes, of this minute.
     pub(super) exchanges: u32,
+}
+
+/// A capability that was shown to a peer.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    /// When it ends.
+    pub(super) until: UnixSeconds,
+    /// What was proven to be covered, where it names a root.
+    pub(super) proven: BTreeSet<Digest>,
 }
 
 /// A peer whose connection was a duplicate of one that is not up here yet.

@@ -65,14 +65,14 @@ impl Shell {
 
     pub(super) fn on_heard(&mut self, peer: PeerId, heard: Heard) {
         match heard {
-            Heard::Capability(capability) => {
+            Heard::Capability(capability, proofs) => {
                 // What only some may read does not go in the clear, unless the network is said to be trusted.
                 let clear = self.config.mode == PeerMode::Plain && !self.config.trusted_network;
                 if clear && capability.subject != Subject::AnyMember {
                     return;
                 }
                 if let Some(state) = self.peers.link_mut(peer) {
-                    state.rights.add(*capability);
+                    state.rights.add(*capability, &proofs);
                 }
             }
             Heard::Signed(envelopes) => self.on_signed(peer, &envelopes),

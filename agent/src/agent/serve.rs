@@ -174,7 +174,7 @@ impl Shell {
         let Some(open) = self.blobs.by_id(blob) else { return };
         let (digest, image) = (*open.blob.digest(), open.image);
         if let Some(image) = image {
-            self.show(peer, &image);
+            self.show(peer, &image, &digest);
         }
         let Some(state) = self.peers.link_mut(peer) else { return };
         if have == Have::Gone {

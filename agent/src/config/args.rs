@@ -36,6 +36,12 @@ pub struct AgentArgs {
     /// A file that holds the join token (`join_token_file`)
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
+    /// A file that holds the Kubernetes service-account token by which this node joins; read at each renewal (`join_jwt`)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["join_token", "join_token_file"])]
+    pub join_jwt: Option<PathBuf>,
+    /// The fleet's root key in hex, as `shoal-seeder status` shows it; a join token carries it, too (`fleet_key`)
+    #[arg(long, value_name = "HEX")]
+    pub fleet_key: Option<String>,
     /// Where images and state are kept (`data_dir`) [default: /var/lib/shoal]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,

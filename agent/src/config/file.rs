@@ -25,6 +25,8 @@ pub(super) struct File {
     pub(super) seeder_key: Option<PathBuf>,
     pub(super) insecure_open: Option<bool>,
     pub(super) join_token_file: Option<PathBuf>,
+    pub(super) join_jwt: Option<PathBuf>,
+    pub(super) fleet_key: Option<String>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) advertise: Vec<IpAddr>,
     pub(super) peers: Vec<StaticPeer>,

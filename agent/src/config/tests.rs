@@ -11,6 +11,30 @@ fn open() -> AgentArgs {
     AgentArgs { seeder: Some("http://seeder:5000".into()), insecure_open: true, ..AgentArgs::default() }
 }
 
+/// An agent whose seeder is on its machine.
+fn local() -> AgentArgs {
+    AgentArgs { seeder: Some("http://127.0.0.1:5000".into()), ..AgentArgs::default() }
+}
+
+#[test]
+fn a_service_account_token_goes_to_a_seeder_that_is_known_and_not_in_the_clear() {
+    let joins = |config: Config| (config.join_by, config.fleet_key);
+    let by = JoinBy::ServiceAccount("token".into());
+    let secure = AgentArgs { seeder: Some("https://seeder".into()), ..AgentArgs::default() };
+    assert_eq!(joins(load(secure, "join_jwt = \"token\"").unwrap()), (by.clone(), None));
+    let known = AgentArgs { fleet_key: Some("ab".repeat(32)), ..local() };
+    assert_eq!(joins(load(known, "join_jwt = \"token\"").unwrap()), (by, Some([0xab; 32])));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, format!("shoal-join-{}", "00".repeat(48))).unwrap();
+    let both = AgentArgs {
+        seeder: Some("https://seeder".into()),
+        join_jwt: Some("token".into()),
+        join_token_file: Some(file.path().to_owned()),
+        ..AgentArgs::default()
+    };
+    assert!(Config::load(&both).unwrap_err().to_string().contains("a node joins by one of them"));
+}
+
 #[test]
 fn one_flag_and_the_open_mode_are_enough() {
     let config = load(open(), "").unwrap();
@@ -83,6 +107,9 @@ fn each_mistake_is_one_line_that_names_the_key() {
         (AgentArgs { seeder: Some("http://a/b".into()), ..open() }, "", "seeder: `http://a/b` is no seeder URL"),
         (open(), "seeder_ca = \"ca.pem\"", "seeder: certificates were given, but its URL"),
         (open(), "seeder_cert = \"node.pem\"", "seeder_cert: a certificate needs its key"),
+        (open(), "join_jwt = \"token\"", "join_jwt: it would be sent in the clear"),
+        (local(), "join_jwt = \"token\"", "join_jwt: without https:// nothing says who the seeder is"),
+        (local(), "fleet_key = \"abc\"", "fleet_key: a fleet's root key has 64 hex digits"),
         (AgentArgs { region: Some("EU".into()), ..open() }, "", "labels.region: a label is"),
     ];
     for (args, toml, expected) in cases {

@@ -34,6 +34,14 @@ impl FromStr for ByteSize {
     }
 }
 
+/// A root key: 64 hex digits.
+pub(super) fn fleet_key(text: &str) -> Result<[u8; 32], String> {
+    let mut key = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut key)
+        .map_err(|_| "a fleet's root key has 64 hex digits; `shoal-seeder status` shows it".to_owned())?;
+    Ok(key)
+}
+
 /// A platform of the OCI image-spec: `linux/amd64`, `linux/arm64/v8`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {

@@ -46,7 +46,9 @@ pub(super) fn upstream(error: &UpstreamError, unknown: ErrorCode) -> ApiReply {
             retry_after.map_or_else(|| error.clone(), |after| error.clone().retry_after(after)).into()
         }
         UpstreamError::Unreachable { .. } => failed(StatusCode::SERVICE_UNAVAILABLE, error).into(),
-        UpstreamError::Protocol { .. } => failed(StatusCode::BAD_GATEWAY, error).into(),
+        UpstreamError::Protocol { .. } | UpstreamError::ServiceAccount { .. } => {
+            failed(StatusCode::BAD_GATEWAY, error).into()
+        }
     }
 }
 

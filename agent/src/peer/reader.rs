@@ -6,7 +6,7 @@ use shoal_proto::{
     envelope::EnvelopeError,
     have::{HAVE_BATCH_MAX, Have},
     layout::PIECES_MAX,
-    message::{CloseReason, KIND_DATA, KIND_MESSAGE, Message, PEERS_MAX, PeerInfo},
+    message::{CloseReason, KIND_DATA, KIND_MESSAGE, Message, PEERS_MAX, PROOFS_MAX, PeerInfo},
     signed::Capability,
 };
 use shoal_transfer::ids::RequestId;
@@ -184,9 +184,10 @@ impl Reader<'_> {
         let heard = match message {
             Message::Hello { .. } | Message::Proof { .. } => return violation("a second greeting"),
             Message::Close { reason } => return Err(Down::Closed(reason)),
-            Message::Capability { capability, .. } => {
+            Message::Capability { proofs, .. } if proofs.len() > PROOFS_MAX => return violation("too many proofs"),
+            Message::Capability { capability, proofs } => {
                 match capability.open::<Capability>(&*self.shared.fleet.keys()) {
-                    Ok(capability) => Heard::Capability(Box::new(capability)),
+                    Ok(capability) => Heard::Capability(Box::new(capability), proofs),
                     // A newer key set may know the key; until then the capability counts for nothing.
                     Err(EnvelopeError::Key { .. }) => {
                         self.shared.fleet.unknown_key();

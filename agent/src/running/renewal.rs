@@ -55,7 +55,7 @@ impl Renewal {
     pub(super) async fn first(&self, resumed: bool) -> Result<bool> {
         match self.join().await {
             Ok(()) => Ok(true),
-            Err(error @ UpstreamError::Unauthorized(_)) if !resumed => {
+            Err(error @ (UpstreamError::Unauthorized(_) | UpstreamError::ServiceAccount { .. })) if !resumed => {
                 Err(anyhow::Error::new(error).context("cannot join the fleet"))
             }
             Err(error) => {

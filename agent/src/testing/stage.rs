@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{FakeSeeder, lock};
 use crate::{
+    config::JoinBy,
     handle::{self, Command, Commands, Handle, Want},
     identity::Identity,
     store::{Blob, Store, StoreConfig},
@@ -64,7 +65,13 @@ impl Stage {
 }
 
 pub(crate) fn upstream_config(address: SocketAddr) -> UpstreamConfig {
-    UpstreamConfig { seeder: format!("http://{address}").parse().unwrap(), insecure_open: true, token: None, tls: None }
+    UpstreamConfig {
+        seeder: format!("http://{address}").parse().unwrap(),
+        insecure_open: true,
+        join_by: JoinBy::Nothing,
+        fleet_key: None,
+        tls: None,
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -16,9 +16,14 @@ pub(super) fn is_sound(challenge: &HeaderValue, seeder: &str) -> bool {
     match scheme.to_ascii_lowercase().as_str() {
         "basic" => true,
         // One realm, written as everybody reads it.
-        "bearer" => rest.matches("realm").count() == 1 && realm(&rest).is_some_and(|realm| is_seeders(realm, seeder)),
+        "bearer" => realms(&rest) == 1 && realm(&rest).is_some_and(|realm| is_seeders(realm, seeder)),
         _ => false,
     }
+}
+
+/// How often a realm is named, however it is written. A repository in the scope may be called so.
+fn realms(rest: &str) -> usize {
+    rest.split("realm").skip(1).filter(|after| after.trim_start().starts_with('=')).count()
 }
 
 fn realm(rest: &str) -> Option<&str> {
@@ -75,6 +80,7 @@ mod tests {
             "basic",
             "Bearer realm=\"https://seeder.example:5000/token\",service=\"shoal\",scope=\"repository:a:pull\"",
             "bearer realm=\"https://Seeder.Example:5000/v2/token\"",
+            "Bearer realm=\"https://seeder.example:5000/token\",scope=\"repository:team/realm:pull\"",
         ];
         let bad = [
             "Bearer realm=\"https://evil.example/token\"",
@@ -84,6 +90,7 @@ mod tests {
             "Bearer realm=\"https://user@seeder.example:5000/token\"",
             "Bearer realm=\"/token\"",
             "Bearer realm=\"https://seeder.example:5000/token\",realm=\"https://evil.example/\"",
+            "Bearer realm=\"https://seeder.example:5000/token\",realm =\"https://evil.example/\"",
             "Basic realm=\"x\", Bearer realm=\"https://evil.example/token\"",
             "Bearer service=\"x\"",
             "Bearer realm=\"https://seeder.example:5000/",

@@ -20,24 +20,17 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls::{
-    ClientConfig, Error as TlsError, RootCertStore,
+    ClientConfig, Error as TlsError,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
+use shoal_http::roots::{RootsError, roots};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
 
 use super::CONNECT_TIMEOUT;
 use crate::config::SeederTls;
-
-/// Where systems keep the certificates of public authorities: Debian, Red Hat, SUSE, Alpine.
-const SYSTEM_ROOTS: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Why no TLS can be set up.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +43,9 @@ pub enum TlsSetupError {
         /// Why.
         error: String,
     },
-    /// The system has no certificates of authorities where they are looked for.
-    #[error("this system has no certificates of authorities; name the seeder's: --seeder-ca FILE")]
-    NoRoots,
+    /// Nobody can be believed.
+    #[error("{0} (the seeder's: --seeder-ca FILE)")]
+    Roots(#[from] RootsError),
     /// The library refuses what it was given: a key that is not the certificate's, for one.
     #[error("cannot set up TLS to the seeder: {0}")]
     Tls(#[from] TlsError),
@@ -74,13 +67,7 @@ impl Tls {
     /// # Errors
     /// One cannot be read, or does not hold what it should.
     pub fn load(files: &SeederTls) -> Result<Self, TlsSetupError> {
-        let system = || SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.exists()).ok_or(TlsSetupError::NoRoots);
-        let path = files.ca.as_deref().map_or_else(system, Ok)?;
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(certificates(path)?);
-        if added == 0 {
-            return Err(TlsSetupError::File { path: path.to_owned(), error: "no authority in it can be used".into() });
-        }
+        let roots = roots(files.ca.as_deref())?;
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);

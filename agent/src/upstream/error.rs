@@ -1,6 +1,6 @@
 //! What can go wrong between agent and seeder.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -55,6 +55,14 @@ pub enum UpstreamError {
         url: String,
         /// What it asks for.
         retry_after: Option<Duration>,
+    },
+    /// The file of the service-account token by which this node joins.
+    #[error("cannot read the service-account token {}: {error}", path.display())]
+    ServiceAccount {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: String,
     },
     /// An answer that cannot be, or one that was not signed as it should.
     #[error("the seeder at {url} answers {what} wrongly: {error}")]

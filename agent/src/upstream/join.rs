@@ -1,6 +1,8 @@
 //! Membership: asked for at the start, renewed before it ends.
 
 use std::{
+    io,
+    path::Path,
     sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -9,17 +11,17 @@ use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
 use http::Method;
 use shoal_proto::{
-    api::{Join, Joined, Meet, Met, REPLY_LEN_MAX, Revocations, join_bytes},
+    api::{Join, Joined, Meet, Met, REPLY_LEN_MAX, Revocations, SERVICE_ACCOUNT_LEN_MAX, Shown, join_bytes},
     codec,
     envelope::Envelope,
     member::{Caller, caller_bytes},
     message::{PEERS_MAX, PeerInfo},
-    signed::{Labels, Membership, UnixSeconds},
+    signed::{Labels, Membership, NodeId, UnixSeconds},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{io::AsyncReadExt as _, sync::watch, time::timeout};
 
 use super::{Credentials, Upstream, UpstreamError};
-use crate::identity::Identity;
+use crate::{config::JoinBy, identity::Identity};
 
 /// How long a request waits for a new membership that it needs.
 const RENEWAL_MAX: Duration = Duration::from_secs(10);
@@ -51,9 +53,9 @@ impl Upstream {
     pub async fn join(&self, identity: &Identity, labels: &Labels) -> Result<Arc<Member>, UpstreamError> {
         let path = "/v2/_shoal/join";
         let (node, time) = (identity.node(), now());
-        let token = self.token.as_ref().map(|token| token.show(&node, time));
+        let shown = self.shown(&node, time).await?;
         let signature = identity.sign(&join_bytes(&self.trust.root().to_bytes(), &node, time));
-        let join = Join { node, time, labels: labels.clone(), token, signature };
+        let join = Join { node, time, labels: labels.clone(), shown, signature };
         let body = Bytes::from(codec::encode(&join));
         let request = self.client.request_with(Method::POST, path, &Credentials::none(), body);
         let bytes = self.client.fetch(&request, REPLY_LEN_MAX).await?;
@@ -67,6 +69,19 @@ impl Upstream {
             self.trust.accept_revocations(&list).map_err(|error| wrong(error.to_string()))?;
         }
         Ok(self.set_member(Member { envelope: joined.membership, membership, identity: identity.clone() }))
+    }
+
+    /// By what this node joins now.
+    async fn shown(&self, node: &NodeId, time: UnixSeconds) -> Result<Shown, UpstreamError> {
+        match &*self.join_by {
+            JoinBy::Nothing => Ok(Shown::Nothing),
+            JoinBy::Token(token) => Ok(Shown::Token(token.show(node, time))),
+            JoinBy::ServiceAccount(path) => {
+                let text = service_account(path).await;
+                text.map(Shown::ServiceAccount)
+                    .map_err(|error| UpstreamError::ServiceAccount { path: path.clone(), error: error.to_string() })
+            }
+        }
     }
 
     /// Asks for the newest key set and revocation list, and takes them; gives the seconds after which to ask again.
@@ -157,6 +172,14 @@ impl Upstream {
     pub fn member(&self) -> watch::Receiver<Option<Arc<Member>>> {
         self.member.subscribe()
     }
+}
+
+/// What the file holds now, as far as it can be a token.
+async fn service_account(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let limit = u64::try_from(SERVICE_ACCOUNT_LEN_MAX).expect("a few KiB");
+    tokio::fs::File::open(path).await?.take(limit).read_to_string(&mut text).await?;
+    Ok(text.trim().to_owned())
 }
 
 pub(super) fn now() -> UnixSeconds {

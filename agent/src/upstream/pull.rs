@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 use shoal_proto::{
     Digest,
-    api::{Discovery, Pull, Pulled, REPLY_LEN_MAX},
+    api::{DIGESTS_MAX, Discovery, Pull, Pulled, REPLY_LEN_MAX},
     codec,
     envelope::Envelope,
     message::{ADDRESSES_MAX, PEERS_MAX, PeerInfo},
@@ -17,7 +17,7 @@ use super::{Credentials, Upstream, UpstreamError};
 use crate::store::OpenedStatement;
 
 /// Statements of one reply: an image has a few hundred layers at the most.
-const STATEMENTS_MAX: usize = 4096;
+const STATEMENTS_MAX: usize = DIGESTS_MAX;
 /// Candidate lists of one reply: one for each scope.
 const CANDIDATE_LISTS_MAX: usize = 8;
 

@@ -15,12 +15,14 @@ use shoal_proto::{
     codec,
     envelope::{ENVELOPE_LEN_MAX, Envelope, EnvelopeError},
     signed::{KeySet, RevocationList, Version},
-    token::JoinToken,
 };
 use tokio::sync::{Notify, watch};
 
 use super::{Upstream, UpstreamConfig, UpstreamError, client::Client};
-use crate::store::{Note, Store, StoreError};
+use crate::{
+    config::JoinBy,
+    store::{Note, Store, StoreError},
+};
 
 /// Shortest time between two fetches of the key set: an envelope with a made-up key id must not cost a request each.
 pub const REFRESH_MIN: Duration = Duration::from_secs(10);
@@ -61,13 +63,13 @@ pub enum TrustError {
     /// Nothing is pinned, and pinning was not allowed.
     #[error("this node has not joined the fleet: give it a join token (`shoal-seeder join-token create` prints one)")]
     NotPinned,
-    /// The seeder's root key is another than the join token's.
+    /// The seeder's root key is another than the join token's or the configured one.
     #[error(
-        "the seeder shows root key {found}, the join token is of the fleet with {expected}: somebody stands between, or \
-         the token is another fleet's"
+        "the seeder shows root key {found}, the join token or fleet_key is of the fleet with {expected}: somebody stands \
+         between, or it is another fleet's"
     )]
-    NotTheTokens {
-        /// The token's, in hex.
+    NotExpected {
+        /// What was expected, in hex.
         expected: String,
         /// The key shown, in hex.
         found: String,
@@ -249,17 +251,17 @@ impl Trust {
         Ok(Some(trust))
     }
 
-    fn pin(store: &Store, info: &Info, token: Option<&JoinToken>) -> Result<Self, TrustError> {
-        if let Some(expected) = token.map(|token| token.root).filter(|root| *root != info.root) {
+    fn pin(store: &Store, info: &Info, expected: Option<&[u8; 32]>) -> Result<Self, TrustError> {
+        if let Some(expected) = expected.filter(|root| **root != info.root) {
             let (expected, found) = (hex::encode(expected), hex::encode(info.root));
-            return Err(TrustError::NotTheTokens { expected, found });
+            return Err(TrustError::NotExpected { expected, found });
         }
         let root = VerifyingKey::from_bytes(&info.root).map_err(|_| TrustError::Key)?;
         let trust = Self { store: Some(store.clone()), ..Self::in_memory(root, &info.keys)? };
         store.put_note(Note::Root, &info.root)?;
         store.put_note(Note::KeySet, &codec::encode(&info.keys))?;
-        if token.is_none() {
-            tracing::warn!(root = %hex::encode(info.root), "pinned the seeder's key at the first contact (--insecure-open)");
+        if expected.is_none() {
+            tracing::warn!(root = %hex::encode(info.root), "pinned the key that the seeder shows at the first contact");
         }
         Ok(trust)
     }
@@ -272,11 +274,12 @@ impl Upstream {
     /// # Errors
     /// Another root key than pinned, nothing pinned and the seeder down or not open.
     pub async fn connect(config: &UpstreamConfig, store: &Store) -> Result<Self, TrustError> {
-        let (remembered, token) = (Trust::remembered(store)?, config.token.as_ref());
-        if let (Some(trust), Some(token)) = (&remembered, token)
-            && token.root != trust.root.to_bytes()
+        let remembered = Trust::remembered(store)?;
+        let expected = config.join_by.token().map(|token| &token.root).or(config.fleet_key.as_ref());
+        if let (Some(trust), Some(expected)) = (&remembered, expected)
+            && *expected != trust.root.to_bytes()
         {
-            let (pinned, found) = (hex::encode(trust.root.to_bytes()), hex::encode(token.root));
+            let (pinned, found) = (hex::encode(trust.root.to_bytes()), hex::encode(expected));
             return Err(TrustError::RootChanged { pinned, found });
         }
         let info = Client::new(&config.seeder, config.tls.clone()).info().await;
@@ -289,9 +292,13 @@ impl Upstream {
                 tracing::warn!(%error, "starting without the seeder");
                 trust
             }
-            (None, Ok(_)) if token.is_none() && !config.insecure_open => return Err(TrustError::NotPinned),
-            (None, Ok(info)) if token.is_none() && !info.open => return Err(TrustError::NotOpen),
-            (None, Ok(info)) => Trust::pin(store, &info, token)?,
+            // An authority vouches for the name to which a service-account token is shown.
+            (None, Ok(info)) if matches!(config.join_by, JoinBy::ServiceAccount(_)) && config.tls.is_some() => {
+                Trust::pin(store, &info, expected)?
+            }
+            (None, Ok(_)) if expected.is_none() && !config.insecure_open => return Err(TrustError::NotPinned),
+            (None, Ok(info)) if expected.is_none() && !info.open => return Err(TrustError::NotOpen),
+            (None, Ok(info)) => Trust::pin(store, &info, expected)?,
             (None, Err(error)) => return Err(error.into()),
         };
         Ok(Self::new(config, trust))

@@ -1,11 +1,12 @@
 //! Who asks: joins, the check of every request that a member sends, and where members are found.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Instant};
 
 use ed25519_dalek::{Signature, VerifyingKey};
+use http::StatusCode;
 use shoal_http::{ApiError, Reply, RequestBody, body::collect};
 use shoal_proto::{
-    api::{Join, Joined, Meet, Met, REQUEST_LEN_MAX, Revocations, join_bytes},
+    api::{Join, Joined, Meet, Met, REQUEST_LEN_MAX, Revocations, Shown, join_bytes},
     codec::{self, CodecError},
     member::{BadCaller, CALLER_HEADER, CLOCK_SKEW_MAX_S, Caller, NotAdmitted},
     message::PeerInfo,
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     events::Event,
     keys::valid_for,
+    kubernetes::NotVouched,
     members::{JoinError, MEMBERSHIP_S},
     time::{unix_ms, unix_seconds},
 };
@@ -31,6 +33,30 @@ fn denied(reason: &str, message: impl Into<String>) -> ApiError {
 
 fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, ApiError> {
     codec::decode::<T, REQUEST_LEN_MAX>(bytes).map_err(|error: CodecError| invalid(&error.to_string()))
+}
+
+fn not_joined(error: JoinError) -> ApiError {
+    match &error {
+        JoinError::Store(error) => store_failed(error),
+        JoinError::Busy => busy("too many nodes join at once"),
+        JoinError::TokenNeeded
+        | JoinError::TokenUnknown
+        | JoinError::TokenEnded
+        | JoinError::TokenUsedUp
+        | JoinError::AccountNeeded
+        | JoinError::AccountUsed
+        | JoinError::Revoked => denied(error.as_str(), error.to_string()),
+        JoinError::Random => ApiError::internal(error.to_string()),
+    }
+}
+
+fn not_vouched(error: NotVouched) -> ApiError {
+    if matches!(error, NotVouched::Unavailable(_)) {
+        // Not the node's fault: it tries on.
+        ApiError::internal(error.to_string()).status(StatusCode::SERVICE_UNAVAILABLE)
+    } else {
+        denied(error.as_str(), error.to_string())
+    }
 }
 
 /// Whom the pieces that a stranger draws from an open seeder are counted for: its address.
@@ -54,20 +80,14 @@ impl Registry {
         let held = VerifyingKey::from_bytes(&join.node.0)
             .and_then(|key| key.verify_strict(&signed, &Signature::from_bytes(&join.signature)));
         held.map_err(|_| denied("bad-signature", "the node's signature does not hold for this fleet"))?;
-        let membership = if self.access.is_open() && join.token.is_none() {
-            open_membership(&join)?
-        } else {
-            let joined = self.members.join(&join.node, join.token.as_ref(), join.time).await;
-            joined.map_err(|error| match &error {
-                JoinError::Store(error) => store_failed(error),
-                JoinError::Busy => busy("too many nodes join at once"),
-                JoinError::TokenNeeded
-                | JoinError::TokenUnknown
-                | JoinError::TokenEnded
-                | JoinError::TokenUsedUp
-                | JoinError::Revoked => denied(error.as_str(), error.to_string()),
-                JoinError::Random => ApiError::internal(error.to_string()),
-            })?
+        let membership = match &join.shown {
+            Shown::Nothing if self.access.is_open() => open_membership(&join)?,
+            Shown::Nothing => self.members.join(&join.node, None, join.time).await.map_err(not_joined)?,
+            Shown::Token(token) => self.members.join(&join.node, Some(token), join.time).await.map_err(not_joined)?,
+            Shown::ServiceAccount(token) => {
+                let vouched = self.clusters.vouch(token, unix_seconds(), Instant::now()).await.map_err(not_vouched)?;
+                self.members.join_vouched(&join.node, &vouched).await.map_err(not_joined)?
+            }
         };
         self.events.tell(&Event::NodeJoined { node: join.node });
         Ok(encoded(&Joined { membership: self.fleet.sign(&membership), revocations: self.members.revocations() }))

@@ -1,7 +1,7 @@
 //! What agents ask of the seeder beyond the registry: who it is, all that a pull needs, pieces.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -10,11 +10,15 @@ use http::{Response, header};
 use shoal_http::{ApiError, Handoff, Reply, RequestBody, Segment, handoff::Meter, reply::full};
 use shoal_proto::{
     Digest, PROTOCOL,
-    api::{CONTENT_TYPE, Discovery, Info, PIECES_GIVEN_MAX, PiecesGiven, PiecesWanted, Pull, Pulled},
+    api::{
+        CONTENT_TYPE, DIGESTS_MAX, Discovery, Info, LISTED_MAX, PIECES_GIVEN_MAX, PiecesGiven, PiecesWanted, Pull,
+        Pulled,
+    },
     codec,
     envelope::Envelope,
     have::HaveSet,
     layout::{Layout, PieceIndex},
+    merkle::MerkleTree,
     message::PeerInfo,
     name::{Reference, Repository},
     oci::ErrorCode,
@@ -38,8 +42,6 @@ const CAPABILITY_S: u64 = 3_600;
 const CAPABILITY_LEFT_S: u64 = 2_700;
 /// Signed capabilities that are kept to be given out again.
 const CAPABILITIES_MAX: usize = 1024;
-/// Most digests of an image that a reply describes. An image with more is fetched without statements for the rest.
-const DIGESTS_MAX: usize = 1000;
 /// Bytes of a piece that wait in the kernel on a slow uplink. A slot is given back when these are all that is left, so as
 /// few pieces as there are slots share the uplink; it is what a link of 1 Gbit/s sends in half a millisecond.
 const UNSENT_MAX: u32 = 64 << 10;
@@ -57,7 +59,7 @@ pub(super) fn extensions() -> serde_json::Value {
     serde_json::json!({ "extensions": [{
         "name": "_shoal",
         "description": "Membership, signed statements and pieces for Shoal agents",
-        "endpoints": ["_shoal/info", "_shoal/join", "_shoal/members", "_shoal/revocations", "_shoal/pull", "_shoal/statement", "_shoal/hashes", "_shoal/pieces"],
+        "endpoints": ["_shoal/info", "_shoal/join", "_shoal/members", "_shoal/revocations", "_shoal/token", "_shoal/pull", "_shoal/statement", "_shoal/hashes", "_shoal/pieces"],
     }]})
 }
 
@@ -178,7 +180,7 @@ impl Registry {
 
     fn sign_capability(&self, image: Digest, subject: Subject, digests: Vec<Digest>) -> (UnixSeconds, Envelope) {
         let (not_before, not_after) = valid_for(CAPABILITY_S);
-        let (covered, discovery) = (Covered::List(digests), self.fleet.digest_key(&image));
+        let (covered, discovery) = (covered(digests), self.fleet.digest_key(&image));
         let capability = Capability { subject, covered, discovery, not_before, not_after };
         (not_after, self.fleet.sign(&capability))
     }
@@ -250,6 +252,14 @@ pub(super) fn encoded<T: bincode::Encode>(value: &T) -> Reply {
     wire(codec::encode(value))
 }
 
+fn covered(digests: Vec<Digest>) -> Covered {
+    if digests.len() <= LISTED_MAX {
+        return Covered::List(digests);
+    }
+    let tree = MerkleTree::of(digests);
+    Covered::Root { root: tree.root(), leaves: u32::try_from(tree.leaves()).expect("a few thousand") }
+}
+
 /// `length (u32 LE) ‖ given`.
 fn framed(given: &PiecesGiven) -> Vec<u8> {
     let body = codec::encode(given);
@@ -262,8 +272,9 @@ fn digests_of(manifest: &Manifest) -> Result<Vec<Digest>, ApiError> {
     let parsed = Parsed::read(Some(&manifest.media_type), &manifest.bytes);
     let parsed = parsed.map_err(|error| ApiError::internal(format!("a stored manifest cannot be read: {error}")))?;
     let mut digests = vec![manifest.digest];
+    let mut known = BTreeSet::from([manifest.digest]);
     for blob in parsed.blobs.iter().filter(|blob| !blob.is_foreign()) {
-        if !digests.contains(&blob.digest) && digests.len() < DIGESTS_MAX {
+        if digests.len() < DIGESTS_MAX && known.insert(blob.digest) {
             digests.push(blob.digest);
         }
     }

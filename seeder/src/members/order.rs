@@ -7,8 +7,8 @@ use shoal_proto::{
     signed::{Label, Labels, NodeId},
 };
 
-use super::{Member, Members, OrderError, Token, decode};
-use crate::{time::unix_seconds, users::Grants};
+use super::{JoinedBy, Member, Members, OrderError, Token, decode};
+use crate::{kubernetes::Account, store::StoreError, time::unix_seconds, users::Grants};
 
 /// Tokens or members in one answer.
 const PAGE: usize = 500;
@@ -119,7 +119,11 @@ impl LabelTexts {
         Self { region: text(&labels.region), zone: text(&labels.zone), site: text(&labels.site) }
     }
 
-    fn read(&self) -> Result<Labels, OrderError> {
+    /// The labels.
+    ///
+    /// # Errors
+    /// One is none.
+    pub fn read(&self) -> Result<Labels, OrderError> {
         let label = |text: &Option<String>| {
             let parsed = text.as_ref().map(|text| text.parse::<Label>()).transpose();
             parsed.map_err(|error| OrderError::Value(format!("{}: {error}", text.as_deref().unwrap_or_default())))
@@ -150,14 +154,16 @@ impl Members {
                 Ok(serde_json::json!({ "token": token.to_string(), "id": token.id().to_string() }))
             }
             Order::ListTokens { after } => {
-                self.list(b"t", after.map(|id| bytes::<16>("token id", &id)).transpose()?, token_json).await
+                let after = after.map(|id| bytes::<16>("token id", &id)).transpose()?;
+                self.list(b"t", after, decode::<Token>, token_json).await
             }
             Order::RevokeToken { id } => {
                 self.revoke_token(&TokenId(bytes("token id", &id)?)).await?;
                 Ok(serde_json::json!({ "id": id }))
             }
             Order::ListMembers { after } => {
-                self.list(b"m", after.map(|id| bytes::<32>("node id", &id)).transpose()?, member_json).await
+                let after = after.map(|id| bytes::<32>("node id", &id)).transpose()?;
+                self.list(b"m", after, Member::from_record, member_json).await
             }
             Order::RevokeMember { node } => {
                 let member = self.revoke(&NodeId(bytes("node id", &node)?)).await?;
@@ -187,17 +193,18 @@ impl Members {
         }
     }
 
-    async fn list<T: bincode::Decode<()>, const N: usize>(
+    async fn list<T, const N: usize>(
         &self,
         prefix: &[u8],
         after: Option<[u8; N]>,
+        read: fn(&[u8]) -> Result<T, StoreError>,
         show: fn(&str, &T) -> Value,
     ) -> Result<Value, OrderError> {
         let after = after.map(|after| [prefix, &after].concat());
         let page = self.store.fleet_records(prefix.to_vec(), after, PAGE).await?;
         let mut items = Vec::with_capacity(page.items.len());
         for (key, value) in &page.items {
-            items.push(show(&hex::encode(&key[prefix.len()..]), &decode::<T>(value)?));
+            items.push(show(&hex::encode(&key[prefix.len()..]), &read(value)?));
         }
         Ok(serde_json::json!({ "items": items, "more": page.more }))
     }
@@ -210,13 +217,24 @@ fn token_json(id: &str, token: &Token) -> Value {
 }
 
 fn member_json(node: &str, member: &Member) -> Value {
-    serde_json::json!({
+    let mut json = serde_json::json!({
         "node": node,
         "labels": LabelTexts::of(&member.labels),
         "serial": format!("{:016x}", member.serial),
-        "token": member.token.to_string(),
         "joined_at": member.joined_at,
         "not_after": member.not_after,
         "revoked_at": member.revoked_at,
-    })
+    });
+    match &member.joined_by {
+        JoinedBy::Token(token) => json["token"] = token.to_string().into(),
+        JoinedBy::Account(Account { cluster, namespace, name, pod, machine }) => {
+            json["kubernetes"] = serde_json::json!({
+                "cluster": cluster,
+                "service_account": format!("{namespace}/{name}"),
+                "pod": pod,
+                "machine": machine,
+            });
+        }
+    }
+    json
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use futures::future::join_all;
 
 use super::{order::Order, *};
-use crate::store::local::Local;
+use crate::{
+    kubernetes::{Account, Vouched},
+    store::local::Local,
+};
 
 struct Setup {
     members: Members,
@@ -150,6 +153,60 @@ async fn revocations_hold_under_new_keys_however_often_they_change() {
     let foreign = Order::RotateKeys { root: order::RootKey("ab".repeat(32)) };
     assert!(matches!(setup.members.execute(foreign.clone()).await, Err(OrderError::Rotate(_))));
     assert!(!format!("{foreign:?}").contains("abab"), "a root key is never shown");
+}
+
+/// What a cluster says of the holder of token `n`.
+fn vouched(n: u8, until: UnixSeconds) -> Vouched {
+    let account = Account {
+        cluster: "prod".into(),
+        namespace: "shoal".into(),
+        name: "agent".into(),
+        pod: Some(format!("agent-{n}")),
+        machine: None,
+    };
+    Vouched { account, labels: labels(), token: [n; 32], until }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_account_token_is_good_for_one_node_and_is_shown_at_every_renewal() {
+    let setup = setup().await;
+    let now = unix_seconds();
+    let join = async |node: u16, vouched: &Vouched| setup.members.join_vouched(&id(node), vouched).await;
+    let (one, two) = (vouched(1, now + 60), vouched(2, now + 60));
+    let first = join(1, &one).await.unwrap();
+    assert_eq!((first.node, &first.labels), (id(1), &labels()));
+    assert_eq!(join(1, &one).await.unwrap().serial, first.serial, "an answer that was lost costs nothing");
+    assert_eq!(join(2, &one).await.unwrap_err().as_str(), "service-account-of-another-node");
+    let renewed = setup.members.join(&id(1), None, now).await.unwrap_err();
+    assert_eq!(renewed.as_str(), "service-account-needed");
+    let moved = Vouched { labels: Labels::default(), ..two };
+    let moved = join(1, &moved).await.unwrap();
+    assert_eq!((moved.serial, moved.labels), (first.serial, Labels::default()), "the rule of today counts");
+    // Of several that come with one token in the same instant, one becomes a member.
+    let last = vouched(3, now + 60);
+    let joins = join_all((10..20).map(|node| join(node, &last))).await;
+    let refused = joins.iter().filter_map(|join| join.as_ref().err());
+    assert!(refused.clone().all(|error| matches!(error, JoinError::AccountUsed)));
+    assert_eq!(refused.count(), 9);
+    let listed = setup.members.execute(Order::ListMembers { after: None }).await.unwrap();
+    let member = listed["items"].as_array().unwrap().iter().find(|member| member["node"] == hex::encode(id(1).0));
+    assert_eq!(member.unwrap()["kubernetes"]["service_account"], "shoal/agent");
+    setup.members.revoke(&id(1)).await.unwrap();
+    assert_eq!(join(1, &vouched(4, now + 60)).await.unwrap_err().as_str(), "membership-revoked");
+    let token = setup.members.create_token(1, 60, labels()).await.unwrap();
+    assert!(setup.join(1, &token).await.is_ok(), "a join token lets it in again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ended_service_account_tokens_are_forgotten() {
+    let setup = setup().await;
+    let now = unix_seconds();
+    for n in 0..40 {
+        let until = if n % 2 == 0 { now - 2 * CLOCK_SKEW_MAX_S } else { now + 60 };
+        setup.members.join_vouched(&id(1), &vouched(n, until)).await.unwrap();
+    }
+    let shown = setup.store.fleet_records(b"k".to_vec(), None, 100).await.unwrap().items.len();
+    assert_eq!(shown, 20, "those that hold");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use shoal_proto::{
     Digest,
     api::{
         CONTENT_TYPE, Info, Join, Joined, Meet, Met, PiecesGiven, PiecesWanted, Pull, Pulled, REPLY_LEN_MAX,
-        Revocations, join_bytes,
+        Revocations, Shown, join_bytes,
     },
     codec::{decode, encode},
     envelope::Envelope,
@@ -22,6 +22,7 @@ use shoal_proto::{
     tree::PieceHashes,
 };
 
+mod accounts;
 mod clocks;
 
 use super::client::{Got, TestSeeder, noise};
@@ -47,7 +48,7 @@ impl Node {
 
     fn join(&self, root: &[u8; 32], time: u64) -> Join {
         let signature = self.key.sign(&join_bytes(root, &self.id(), time)).to_bytes();
-        Join { node: self.id(), time, labels: self.labels.clone(), token: None, signature }
+        Join { node: self.id(), time, labels: self.labels.clone(), shown: Shown::Nothing, signature }
     }
 
     fn pull(&self, port: u16) -> Pull {
@@ -160,7 +161,7 @@ impl TestSeeder {
     async fn join_by(&self, n: u8, token: &JoinToken) -> Result<Node, String> {
         let mut node = Node::new(n, "made-up");
         let time = unix_seconds();
-        let join = Join { token: Some(token.show(&node.id(), time)), ..node.join(&token.root, time) };
+        let join = Join { shown: Shown::Token(token.show(&node.id(), time)), ..node.join(&token.root, time) };
         let got = self.post("/v2/_shoal/join", &join).await;
         if got.status != StatusCode::OK {
             assert_eq!(got.code(), "DENIED");

@@ -11,6 +11,17 @@ use tokio::net::UnixStream;
 use super::{DAEMON_TIME_MAX, command, text, unshare};
 use crate::{process::Process, wait};
 
+/// How a client says who it is.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// Not at all.
+    None,
+    /// By `name:password` of the pull, as a pod's pull secret gives them.
+    User(String),
+    /// By an `Authorization` header that the node's `hosts.toml` holds.
+    Header(String),
+}
+
 /// A containerd of its own.
 #[derive(Debug)]
 pub struct Containerd {
@@ -89,14 +100,30 @@ impl Containerd {
     /// # Errors
     /// It fails.
     pub async fn pull_through(&self, mirror: SocketAddr, image: &str) -> Result<()> {
+        self.pull_through_as(mirror, image, &Login::None).await
+    }
+
+    /// The same with a client's credentials.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn pull_through_as(&self, mirror: SocketAddr, image: &str, login: &Login) -> Result<()> {
         let (registry, _) = image.split_once('/').context("the image names its registry")?;
         let hosts = self.directory.join("certs.d");
         let directory = hosts.join(registry);
         std::fs::create_dir_all(&directory)?;
-        let text_of_file = format!("[host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        let mut text_of_file = format!("[host.\"http://{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        if let Login::Header(authorization) = login {
+            text_of_file += &format!("[host.\"http://{mirror}\".header]\n  authorization = \"{authorization}\"\n");
+        }
         std::fs::write(directory.join("hosts.toml"), text_of_file)?;
         let hosts = text(&hosts);
-        self.ctr(&["images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts, image]).await.map(drop)
+        let mut arguments = vec!["images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts];
+        if let Login::User(user) = login {
+            arguments.extend(["--user", user]);
+        }
+        arguments.push(image);
+        self.ctr(&arguments).await.map(drop)
     }
 
     /// Starts a container of the image and gives what it prints.

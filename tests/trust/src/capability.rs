@@ -41,7 +41,7 @@ fn price(pieces: u32) -> Result<f64> {
     };
     // As many as a connection remembers, and the one that is looked for is the last that is looked at.
     let mut rights = Rights::new(node);
-    (0..CAPABILITIES_MAX as u64).for_each(|image| rights.add(capability(image)));
+    (0..CAPABILITIES_MAX as u64).for_each(|image| rights.add(capability(image), &[]));
     let wanted = Digest::of(&0u64.to_le_bytes());
     let signed = Envelope::sign(&capability(0), &key);
     let (begun, mut opened, mut found) = (cpu()?, 0, 0);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use serde_json::{Value, json};
-use shoal_agent::{Agent, Config, Running};
+use shoal_agent::{Agent, Config, Running, config::JoinBy};
 use shoal_proto::{
     signed::{Labels, NodeId},
     token::JoinToken,
@@ -28,7 +28,7 @@ const LONG: Duration = Duration::from_secs(120);
 
 async fn agent(seeder: &str, token: &JoinToken, directory: std::path::PathBuf) -> Result<Running> {
     let config = Config::loopback(seeder.parse().context("the seeder's URL")?, directory, "bench");
-    Agent::start(Config { insecure_open: false, join_token: Some(token.clone()), ..config }).await
+    Agent::start(Config { insecure_open: false, join_by: JoinBy::Token(token.clone()), ..config }).await
 }
 
 /// Who is connected with whom.

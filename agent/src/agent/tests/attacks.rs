@@ -1,9 +1,15 @@
 //! Members that mean harm to many at once.
 
 use futures::future::join_all;
+use shoal_proto::{
+    have::Have,
+    layout::Layout,
+    merkle::MerkleTree,
+    message::{Answer, Message, Priority, Proof, Question, RefuseReason},
+};
 
 use super::*;
-use crate::testing::{BadPeer, Manner};
+use crate::testing::{BadPeer, Manner, Wire};
 
 const LAYER: usize = 6 * MIB;
 /// Providers that do not exist, and how many of them one answer names.
@@ -83,4 +89,87 @@ async fn a_member_that_sends_bad_pieces_to_a_third_of_the_fleet_is_banned_there_
         agent.stop().await;
     }
     holder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_a_merkle_root_a_member_gets_what_it_proves_to_be_covered_and_nothing_else() {
+    let (rig, layers) = (Rig::new().await, [content(3, LAYER), content(4, LAYER)]);
+    rig.seeder.push(REPOSITORY, "v1", &layers);
+    let agent = plain(&rig, 1).await;
+    agent.pull("v1").await;
+    let [covered, other] = [&layers[0], &layers[1]].map(|layer| shoal_proto::Digest::of(layer));
+    let mut digests: Vec<_> = (0..2000u32).map(|n| shoal_proto::Digest::of(&n.to_le_bytes())).collect();
+    digests.push(covered);
+    let tree = MerkleTree::of(digests);
+    let proof = tree.proof(&covered).unwrap();
+    let mut wire = Wire::dial(agent.info().peer[0], [100; 32], &rig.seeder).await.unwrap();
+    let mut id = 0;
+    let mut asked = async |digest, proofs: Vec<Proof>, wire: &mut Wire| {
+        wire.say(&Message::Capability { capability: rig.seeder.capability_under(&tree), proofs }).await.unwrap();
+        id += 1;
+        let (piece, offset, priority) = (0, 0, Priority::Reader);
+        wire.say(&Message::Request { id, digest, piece, offset, priority }).await.unwrap();
+        (id, timeout(SOON, wire.hear()).await.unwrap())
+    };
+    for (digest, proofs) in [
+        (covered, vec![]),
+        (covered, vec![(covered, proof[1..].to_vec())]),
+        (other, vec![(other, proof.clone())]),
+        (other, vec![(covered, proof.clone())]),
+    ] {
+        let (id, answer) = asked(digest, proofs, &mut wire).await;
+        assert_eq!(answer, Some(Message::Refuse { id, reason: RefuseReason::NotHeld }));
+    }
+    // Proven once, it stays so.
+    let pieces = Layout::new(LAYER as u64).unwrap().pieces().div_ceil(8) as usize;
+    wire.say(&Message::Have { digest: covered, have: Have::Set(vec![0; pieces]) }).await.unwrap();
+    let told = async { while !matches!(wire.hear().await, Some(Message::Have { have: Have::All, .. })) {} };
+    timeout(SOON, told).await.expect("it hears what is held");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_question_about_a_blob_is_answered_without_a_capability_for_it() {
+    let (rig, layers) = (Rig::new().await, vec![content(5, LAYER)]);
+    let image = rig.seeder.push(REPOSITORY, "v1", &layers);
+    let agent = plain(&rig, 1).await;
+    agent.pull("v1").await;
+    let layer = shoal_proto::Digest::of(&layers[0]);
+    let mut wire = Wire::dial(agent.info().peer[0], [100; 32], &rig.seeder).await.unwrap();
+    let questions =
+        [Question::Statement(layer), Question::Hashes(layer), Question::Peers(image), Question::Bundle([9; 32])];
+    let absent = [Question::Statement(shoal_proto::Digest::of(b"absent")), Question::Peers(layer)];
+    let mut id = 0;
+    let mut ask = async |question: Question, wire: &mut Wire| {
+        id += 1;
+        wire.say(&Message::Ask { id, question }).await.unwrap();
+        loop {
+            let heard = timeout(SOON, wire.hear()).await.unwrap().unwrap();
+            // Of what it holds, and of others, it is told only after the capability.
+            assert!(!matches!(heard, Message::Have { .. } | Message::Peers { .. }), "{heard:?}");
+            if let Message::Tell { id: of, answer } = heard
+                && of == id
+            {
+                return answer;
+            }
+        }
+    };
+    // It says that it wants the blob, which is not heard.
+    let pieces = Layout::new(LAYER as u64).unwrap().pieces().div_ceil(8) as usize;
+    wire.say(&Message::Have { digest: layer, have: Have::Set(vec![0; pieces]) }).await.unwrap();
+    for question in questions.iter().chain(&absent) {
+        assert_eq!(ask(question.clone(), &mut wire).await, Answer::Nothing, "{question:?}: held or not looks the same");
+    }
+    // Another digest's capability changes nothing.
+    let capability = rig.seeder.capability(&[shoal_proto::Digest::of(b"absent")]);
+    wire.say(&Message::Capability { capability, proofs: vec![] }).await.unwrap();
+    for question in &questions[..3] {
+        assert_eq!(ask(question.clone(), &mut wire).await, Answer::Nothing, "{question:?}");
+    }
+    let capability = rig.seeder.capability(&[image, layer]);
+    wire.say(&Message::Capability { capability, proofs: vec![] }).await.unwrap();
+    assert!(matches!(ask(questions[0].clone(), &mut wire).await, Answer::Signed(_)));
+    assert!(matches!(ask(questions[1].clone(), &mut wire).await, Answer::Hashes(_)));
+    assert!(matches!(ask(questions[2].clone(), &mut wire).await, Answer::Peers(_)));
+    agent.stop().await;
 }

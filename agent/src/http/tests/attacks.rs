@@ -9,7 +9,7 @@ async fn exchange(address: SocketAddr, bytes: &str) -> String {
     let mut answer = Vec::new();
     let quiet = Duration::from_secs(2);
     let mut buffer = [0; 4096];
-    while let Ok(Ok(len)) = tokio::time::timeout(quiet, socket.read(&mut buffer)).await {
+    while let Ok(Ok(len)) = timeout(quiet, socket.read(&mut buffer)).await {
         if len == 0 {
             break;
         }

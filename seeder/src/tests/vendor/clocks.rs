@@ -19,7 +19,7 @@ async fn a_clock_may_be_off_by_ten_minutes_either_way_and_no_more() {
     for (n, off, reason) in [(1, -inside, ""), (2, inside, ""), (3, -outside, "bad-time"), (4, outside, "bad-time")] {
         let time = unix_seconds().saturating_add_signed(off);
         let node = Node::new(n, "eu");
-        let join = Join { token: Some(token.show(&node.id(), time)), ..node.join(&token.root, time) };
+        let join = Join { shown: Shown::Token(token.show(&node.id(), time)), ..node.join(&token.root, time) };
         let got = seeder.post("/v2/_shoal/join", &join).await;
         let said = if got.status == StatusCode::OK { String::new() } else { got.reason() };
         assert_eq!(said, reason, "a join, {off} s off");
