@@ -2,7 +2,8 @@
 //!
 //! Both registries run at the same time, each with a directory of its own on the same disk, and are asked by turns; a
 //! figure is the median of the rounds. The seeder is measured as it is shipped: it syncs before it acknowledges, which
-//! docker-registry does not. `--memory` puts both on a tmpfs, where syncing costs nothing.
+//! docker-registry does not. `--memory` puts both on a tmpfs, where syncing costs nothing; the small push is measured there
+//! in every run.
 
 mod load;
 mod operations;
@@ -15,7 +16,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use shoal_tests::{clone, report};
 
-use operations::{OPERATIONS, Operation};
+use operations::{OPERATIONS, Operation, SMALL_PUSH};
 use servers::{Pair, Server};
 
 /// Measures the seeder beside docker-registry and nginx; writes target/bench/registry.json.
@@ -28,7 +29,7 @@ struct Cli {
     /// Both registries on a tmpfs: what they cost without the disk.
     #[arg(long)]
     memory: bool,
-    /// Repositories for the catalog's figure; 0 leaves it out.
+    /// Repositories, and then tags of one of them, for the figures of their lists; 0 leaves these out.
     #[arg(long, default_value_t = 100_000)]
     repositories: usize,
     /// Only operations whose names hold this text.
@@ -64,26 +65,25 @@ fn ratio(row: &Value) -> f64 {
     row["ratio"].as_f64().unwrap_or(f64::NAN)
 }
 
+fn show(name: &str, row: &Value) {
+    let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+    let (shoal, other) = (number("shoal"), number("docker_registry"));
+    report::line(&format!("{name:<32} shoal {shoal:>9.1}/s  docker-registry {other:>9.1}/s  {:>6.2} x", ratio(row)));
+}
+
 async fn run(cli: &Cli) -> Result<()> {
     let scratch = if cli.memory { tempfile::tempdir_in("/dev/shm")? } else { shoal_tests::cluster::scratch()? };
     let pair = Pair::start(scratch.path()).await?;
     let mut rows: BTreeMap<&str, Value> = BTreeMap::new();
     for operation in OPERATIONS.iter().filter(|operation| operation.name.contains(&cli.only)) {
         let row = compare(&pair, operation, cli.rounds).await.with_context(|| operation.name.to_owned())?;
-        report::line(&format!(
-            "{:<32} shoal {:>9.1}/s  docker-registry {:>9.1}/s  {:>6.2} x",
-            operation.name,
-            row["shoal"].as_f64().unwrap_or(f64::NAN),
-            row["docker_registry"].as_f64().unwrap_or(f64::NAN),
-            ratio(&row)
-        ));
+        show(operation.name, &row);
         rows.insert(operation.name, row);
     }
     let ahead =
         OPERATIONS.iter().filter(|one| one.zb && rows.get(one.name).is_some_and(|row| ratio(row) > 1.0)).count();
     let mut figures = json!({ "zb_ops_ahead": ahead });
-    for (figure, name) in
-        [("manifest_get_vs_distribution", "manifest get"), ("small_push_vs_distribution", "small push")]
+    for (figure, name) in [("manifest_get_vs_distribution", "manifest get"), ("small_push_vs_distribution", SMALL_PUSH)]
     {
         if let Some(row) = rows.get(name) {
             figures[figure] = row["ratio"].clone();
@@ -96,9 +96,22 @@ async fn run(cli: &Cli) -> Result<()> {
         figures["rss_64_clients_mib"] = json!(servers::rss_of_64_clients(scratch.path()).await?);
     }
     pair.stop().await?;
+    if cli.only.is_empty() && !cli.memory {
+        let memory = tempfile::tempdir_in("/dev/shm")?;
+        let pair = Pair::start(memory.path()).await?;
+        let operation = OPERATIONS.iter().find(|one| one.name == SMALL_PUSH).context("there is a small push")?;
+        let row = compare(&pair, operation, cli.rounds).await?;
+        show("small push, both on tmpfs", &row);
+        figures["small_push_vs_distribution_tmpfs"] = row["ratio"].clone();
+        rows.insert("small push, both on tmpfs", row);
+        pair.stop().await?;
+    }
     if cli.repositories > 0 && cli.only.is_empty() {
         let memory = tempfile::tempdir_in("/dev/shm")?;
-        figures["catalog_100k_vs_1k"] = json!(servers::catalog(memory.path(), cli.repositories).await?);
+        let lists = servers::lists(memory.path(), cli.repositories).await?;
+        figures["catalog_100k_vs_1k"] = json!(lists.catalog);
+        figures["tags_100k_vs_1k"] = json!(lists.tags);
+        figures["delete_among_100k_tags_ms"] = json!(lists.delete_ms);
     }
     let found = json!({
         "figures": figures, "operations": rows, "rounds": cli.rounds,

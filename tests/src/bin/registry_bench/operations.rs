@@ -26,6 +26,9 @@ const MB_100: Sizes = &[100 * MIB; 2];
 const MIXED: Sizes = &[MIB, 10 * MIB, 10 * MIB, 10 * MIB, 100 * MIB, 10 * MIB, 10 * MIB, MIB, 10 * MIB, 10 * MIB];
 const THIRDS: Sizes = &[MIB, 10 * MIB, 100 * MIB];
 
+/// The row of images with small layers.
+pub(crate) const SMALL_PUSH: &str = "small push";
+
 type Rate<'a> = Pin<Box<dyn Future<Output = Result<f64>> + 'a>>;
 
 /// One row.
@@ -66,7 +69,7 @@ pub(crate) const OPERATIONS: [Operation; 21] = [
     own("manifest get", |s, _| Box::pin(manifest(s, "GET"))),
     own("manifest put", |s, _| Box::pin(put(s))),
     own("tags list", |s, _| Box::pin(tags(s))),
-    own("small push", |s, _| Box::pin(small_push(s))),
+    own(SMALL_PUSH, |s, _| Box::pin(small_push(s))),
     zb("get catalog", &[], |s, _| Box::pin(catalog(s))),
 ];
 

@@ -27,7 +27,7 @@ use crate::{
 const MIB: usize = 1 << 20;
 /// How long a server may take to answer.
 const READY_TIME_MAX: Duration = Duration::from_secs(30);
-/// Names on a page of the catalog.
+/// Names on a page of a list.
 const PAGE: usize = 100;
 /// Repositories that are pushed at once.
 const AT_ONCE: usize = 64;
@@ -156,16 +156,67 @@ pub(crate) async fn rss_of_64_clients(directory: &Path) -> Result<f64> {
     Ok(peak as f64 / MIB as f64)
 }
 
-/// Time of a page of the catalog of many repositories over that of one of a thousand.
-pub(crate) async fn catalog(directory: &Path, repositories: usize) -> Result<f64> {
+/// What long lists cost.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    /// Time of a page of the catalog of many repositories over that of one of a thousand.
+    pub(crate) catalog: f64,
+    /// The same of the tags of one repository.
+    pub(crate) tags: f64,
+    /// Milliseconds for deleting a manifest with one of so many tags.
+    pub(crate) delete_ms: f64,
+}
+
+pub(crate) async fn lists(directory: &Path, many: usize) -> Result<Lists> {
     let mut daemon = seeder(directory).await?;
     let server = Server::new("shoal", daemon.addresses().registry);
     fill(&server, 0, 1000).await?;
-    let few = page(&server, 500).await?;
-    fill(&server, 1000, repositories).await?;
-    let many = page(&server, repositories / 2).await?;
+    let few = page(&server, "/v2/_catalog", "repositories", "catalog/r000500").await?;
+    fill(&server, 1000, many).await?;
+    let middle = format!("catalog/r{:06}", many / 2);
+    let catalog = page(&server, "/v2/_catalog", "repositories", &middle).await? / few;
+    let image = server.image(1000).await?;
+    let list = format!("/v2/{}/tags/list", image.repository);
+    tag(&server, &image, 0, 1000).await?;
+    let few = page(&server, &list, "tags", "t000500").await?;
+    tag(&server, &image, 1000, many).await?;
+    let tags = page(&server, &list, "tags", &format!("t{:06}", many / 2)).await? / few;
+    let delete_ms = delete(&server, &image).await?;
     daemon.stop().await?;
-    Ok(many / few)
+    Ok(Lists { catalog, tags, delete_ms })
+}
+
+/// Gives an image so many tags, some with each of its manifests.
+async fn tag(server: &Server, image: &Image, from: usize, to: usize) -> Result<()> {
+    const AT_A_TIME: usize = 32;
+    stream::iter((from..to).step_by(AT_A_TIME))
+        .map(|first| async move {
+            let (digest, body) = image.other_manifest();
+            let tags: String = (first..to.min(first + AT_A_TIME)).map(|number| format!("tag=t{number:06}&")).collect();
+            let target = format!("/v2/{}/manifests/{digest}?{tags}", image.repository);
+            let reply = load::send(server, Method::PUT, &target, load::MANIFEST_TYPE, body).await?;
+            ensure!(reply.status == 201, "PUT {target}: {} {}", reply.status, reply.text());
+            Ok(())
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+/// Milliseconds of a deletion, a median.
+async fn delete(server: &Server, image: &Image) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let (digest, body) = image.other_manifest();
+        let target = format!("/v2/{}/manifests/{digest}", image.repository);
+        let reply = load::send(server, Method::PUT, &format!("{target}?tag=gone"), load::MANIFEST_TYPE, body).await?;
+        ensure!(reply.status == 201, "PUT {target}: {} {}", reply.status, reply.text());
+        let started = Instant::now();
+        let reply = server.client.fetch(Method::DELETE, &target, &[]).await?;
+        ensure!(reply.status == 202, "DELETE {target}: {} {}", reply.status, reply.text());
+        times.push(started.elapsed().as_secs_f64() * 1000.0);
+    }
+    Ok(median(times))
 }
 
 async fn fill(server: &Server, from: usize, to: usize) -> Result<()> {
@@ -182,16 +233,16 @@ async fn fill(server: &Server, from: usize, to: usize) -> Result<()> {
         .await
 }
 
-/// Seconds of one page in the middle, a median.
-async fn page(server: &Server, at: usize) -> Result<f64> {
-    let target = format!("/v2/_catalog?n={PAGE}&last=catalog/r{at:06}");
+/// Seconds of one page of a list, a median.
+async fn page(server: &Server, list: &str, what: &str, last: &str) -> Result<f64> {
+    let target = format!("{list}?n={PAGE}&last={last}");
     let mut times = Vec::new();
     for _ in 0..200 {
         let started = Instant::now();
         let reply = server.client.get(&target).await?;
         times.push(started.elapsed().as_secs_f64());
         let names: serde_json::Value = serde_json::from_slice(&reply.body)?;
-        let count = names["repositories"].as_array().context("a list")?.len();
+        let count = names[what].as_array().context("a list")?.len();
         ensure!(count == PAGE, "{count} names on a page");
     }
     Ok(median(times))
