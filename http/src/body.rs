@@ -20,20 +20,20 @@ use hyper::body::Incoming;
 pub const DRAIN_MAX: u64 = 16 << 20;
 /// Longest time that [`drain`] takes, for the same reason.
 pub const DRAIN_TIME: Duration = Duration::from_secs(5);
-/// Longest wait for the next bytes of a request body. A client that stops for longer has gone.
-pub const BODY_STALL: Duration = Duration::from_secs(120);
 
 /// A request's body. Knows whether it was read to its end.
 #[derive(Debug)]
 pub struct RequestBody {
     inner: Incoming,
     ended: Arc<AtomicBool>,
+    /// Longest wait for the next bytes.
+    stall: Duration,
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming) -> (Self, Arc<AtomicBool>) {
+    pub(crate) fn new(inner: Incoming, stall: Duration) -> (Self, Arc<AtomicBool>) {
         let ended = Arc::new(AtomicBool::new(inner.is_end_stream()));
-        (Self { inner, ended: Arc::clone(&ended) }, ended)
+        (Self { inner, ended: Arc::clone(&ended), stall }, ended)
     }
 }
 
@@ -67,9 +67,9 @@ pub enum ReadError {
         /// The caller's limit in bytes.
         limit: usize,
     },
-    /// Nothing came for [`BODY_STALL`].
-    #[error("the request's body stopped coming for {} seconds", BODY_STALL.as_secs())]
-    Stalled,
+    /// Nothing came for [`crate::Limits::body_stall`].
+    #[error("the request's body stopped coming for {:.0?}", .0)]
+    Stalled(Duration),
     /// The client went away, or its body is malformed.
     #[error("the request's body ended early: {0}")]
     Broken(#[from] hyper::Error),
@@ -81,7 +81,8 @@ pub enum ReadError {
 /// The client went away or stopped sending.
 pub async fn next(body: &mut RequestBody) -> Result<Option<Bytes>, ReadError> {
     loop {
-        let frame = tokio::time::timeout(BODY_STALL, body.frame()).await.map_err(|_| ReadError::Stalled)?;
+        let stall = body.stall;
+        let frame = tokio::time::timeout(stall, body.frame()).await.map_err(|_| ReadError::Stalled(stall))?;
         match frame {
             None => return Ok(None),
             Some(frame) => {

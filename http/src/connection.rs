@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -60,6 +61,7 @@ struct Adapter<S> {
     service: Arc<S>,
     shared: Arc<Shared>,
     peer: Peer,
+    body_stall: Duration,
 }
 
 impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
@@ -69,11 +71,12 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (service, shared, peer) = (Arc::clone(&self.service), Arc::clone(&self.shared), self.peer);
+        let body_stall = self.body_stall;
         Box::pin(async move {
             let head = request.method() == Method::HEAD;
             let wants_close = request.version() < Version::HTTP_11 || says_close(request.headers());
             let (parts, body) = request.into_parts();
-            let (body, ended) = RequestBody::new(body);
+            let (body, ended) = RequestBody::new(body, body_stall);
             let handoff = match service.call(Request::from_parts(parts, body), peer).await {
                 Reply::Response(response) => return Ok(response),
                 Reply::Handoff(handoff) => *handoff,
@@ -176,7 +179,8 @@ async fn hyper_turn<S: Service>(
 ) -> Option<GivenUp> {
     let shared = Arc::new(Shared::default());
     let io = Rewind::new(stream, prefix, Arc::clone(&shared.flushed));
-    let adapter = Adapter { service: Arc::clone(service), shared: Arc::clone(&shared), peer };
+    let adapter =
+        Adapter { service: Arc::clone(service), shared: Arc::clone(&shared), peer, body_stall: limits.body_stall };
     let mut connection = http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
         .header_read_timeout(limits.idle)

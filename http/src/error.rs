@@ -106,7 +106,7 @@ impl From<ReadError> for ApiError {
         let api = Self::new(ErrorCode::SizeInvalid, error.to_string());
         match error {
             ReadError::TooLarge { .. } => api.status(StatusCode::PAYLOAD_TOO_LARGE),
-            ReadError::Stalled => api.status(StatusCode::REQUEST_TIMEOUT),
+            ReadError::Stalled(_) => api.status(StatusCode::REQUEST_TIMEOUT),
             ReadError::Broken(_) => api.status(StatusCode::BAD_REQUEST),
         }
     }

@@ -84,7 +84,7 @@ pub(crate) async fn drive<S: Service>(
     };
     let activity = Activity::new();
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
-    let adapter = Adapter { service, peer, activity: Arc::clone(&activity) };
+    let adapter = Adapter { service, peer, activity: Arc::clone(&activity), body_stall: limits.body_stall };
     let watch = Watch { activity: &activity, limits: &limits, stop: &stop };
     let ended =
         if http2 { serve_http2(stream, adapter, watch).await } else { serve_http1(stream, adapter, watch).await };
@@ -123,6 +123,7 @@ struct Adapter<S> {
     service: Arc<S>,
     peer: Peer,
     activity: Arc<Activity>,
+    body_stall: Duration,
 }
 
 impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
@@ -132,9 +133,10 @@ impl<S: Service> hyper::service::Service<Request<Incoming>> for Adapter<S> {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (service, peer, work) = (Arc::clone(&self.service), self.peer, self.activity.begin());
+        let body_stall = self.body_stall;
         Box::pin(async move {
             let head = request.method() == Method::HEAD;
-            let request = request.map(|body| RequestBody::new(body).0);
+            let request = request.map(|body| RequestBody::new(body, body_stall).0);
             let response = match service.call(request, peer).await {
                 Reply::Response(response) => response,
                 Reply::Handoff(handoff) if head => handoff.head.map(|()| empty()),

@@ -59,6 +59,8 @@ pub struct Limits {
     /// Longest time in which a client takes no byte of a body. Generous: a container runtime stops reading while it
     /// unpacks.
     pub stall: Duration,
+    /// Longest wait for the next bytes of a request's body. A client that stops for longer has gone.
+    pub body_stall: Duration,
     /// On shutdown: how long requests in work may take before they are cut off.
     pub drain: Duration,
 }
@@ -72,6 +74,7 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(300),
+            body_stall: Duration::from_secs(120),
             drain: Duration::from_secs(10),
         }
     }

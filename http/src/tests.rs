@@ -339,6 +339,21 @@ async fn a_client_that_takes_nothing_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_client_that_stops_sending_is_told_so() {
+    let server = start_with(Limits { body_stall: Duration::from_millis(100), ..Limits::default() }).await;
+    for framing in ["content-length: 1000\r\n\r\nten bytes.", "transfer-encoding: chunked\r\n\r\na\r\nten bytes.\r\n"] {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(format!("POST /echo HTTP/1.1\r\nhost: x\r\n{framing}").as_bytes()).await.unwrap();
+        let (head, body) = response(&mut stream, false).await;
+        assert!(head.starts_with("http/1.1 408"), "{head}");
+        assert!(String::from_utf8_lossy(&body).contains("stopped coming for 100ms"), "{body:?}");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty(), "the rest of its body would be taken for a request");
+    }
+}
+
+#[tokio::test]
 async fn connections_over_the_cap_wait_for_one_to_close() {
     let server = start_with(Limits { connections_max: 1, ..Limits::default() }).await;
     let mut first = TcpStream::connect(server.addr).await.unwrap();

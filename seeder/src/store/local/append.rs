@@ -13,6 +13,8 @@ use crate::store::{Append, AppendError, Op, StoreError, Uploader};
 const BATCH_LEN: usize = 512 << 10;
 /// Bytes that are hashed where they arrive, if they stay in memory: the way to another thread and back takes longer.
 const AT_ONCE_MAX: usize = 16 << 10;
+/// Bytes that are written before the disk is asked to take them, while more come in.
+const SYNC_EARLY_LEN: usize = 16 << 20;
 /// Bytes of all uploads together that wait to be hashed and written.
 pub(super) const UNWRITTEN_MAX: usize = 16 << 20;
 
@@ -37,9 +39,13 @@ impl Inner {
             batched: 0,
             permit: None,
             running: None,
+            unsynced: 0,
+            syncing: None,
         })
     }
 }
+
+type Job = tokio::task::JoinHandle<Result<(), StoreError>>;
 
 /// Adds one request's bytes to a session: while one batch is hashed and written, the next is gathered.
 #[derive(Debug)]
@@ -52,7 +58,10 @@ pub(super) struct Appender {
     batched: usize,
     /// The share of [`UNWRITTEN_MAX`] that the batch takes.
     permit: Option<OwnedSemaphorePermit>,
-    running: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
+    running: Option<Job>,
+    /// Bytes that were written since the disk was last asked to take them.
+    unsynced: usize,
+    syncing: Option<Job>,
 }
 
 impl Appender {
@@ -74,18 +83,27 @@ impl Appender {
             let _held = (claim, permit);
             inner.write(&upload, &session, &batch)
         }));
+        self.unsynced += len;
+        if self.unsynced >= SYNC_EARLY_LEN && self.syncing.as_ref().is_none_or(Job::is_finished) {
+            self.sync_early().await?;
+        }
+        Ok(())
+    }
+
+    /// Has the disk take what was written before the batch that is being written now.
+    async fn sync_early(&mut self) -> Result<(), StoreError> {
+        settle(&mut self.syncing).await?;
+        self.unsynced = 0;
+        let (session, claim) = (Arc::clone(&self.session), Arc::clone(&self.claim));
+        self.syncing = Some(self.inner.jobs.spawn_blocking(move || {
+            let _held = claim;
+            session.sync_early()
+        }));
         Ok(())
     }
 
     async fn settle(&mut self) -> Result<(), StoreError> {
-        match &mut self.running {
-            None => Ok(()),
-            Some(running) => {
-                let done = running.await;
-                self.running = None;
-                done.map_err(StoreError::failed("write an upload"))?
-            }
-        }
+        settle(&mut self.running).await
     }
 
     async fn take(&mut self, data: Bytes) -> Result<(), StoreError> {
@@ -111,6 +129,18 @@ impl Appender {
     }
 }
 
+/// Waits for a job, if there is one.
+async fn settle(job: &mut Option<Job>) -> Result<(), StoreError> {
+    match job {
+        None => Ok(()),
+        Some(running) => {
+            let done = running.await;
+            *job = None;
+            done.map_err(StoreError::failed("write an upload"))?
+        }
+    }
+}
+
 impl Append for Appender {
     fn write(&mut self, data: Bytes) -> Op<'_, ()> {
         Box::pin(self.take(data))
@@ -120,6 +150,7 @@ impl Append for Appender {
         Box::pin(async move {
             self.flush().await?;
             self.settle().await?;
+            settle(&mut self.syncing).await?;
             // Its state is known since the append began.
             self.session.len()
         })

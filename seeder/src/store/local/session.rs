@@ -38,6 +38,8 @@ pub(super) struct Session {
     touched: AtomicU64,
     /// Whether it has a record, by which a later process finds it.
     recorded: AtomicBool,
+    /// Bytes of it may not have reached the disk, and the system tells of that only once.
+    broken: AtomicBool,
 }
 
 /// The bytes of a session and their hashes so far.
@@ -134,6 +136,7 @@ impl Session {
             claim: Arc::new(Semaphore::new(1)),
             touched: AtomicU64::new(unix_seconds()),
             recorded: AtomicBool::new(!fresh),
+            broken: AtomicBool::new(false),
         }
     }
 
@@ -152,8 +155,19 @@ impl Session {
         self.writer().write(self.algorithm, parts)
     }
 
+    /// Has what was written reach the disk while more comes in: less is left to wait for at the end.
+    pub(super) fn sync_early(&self) -> Result<(), StoreError> {
+        let path = self.writer().path.clone();
+        let synced = File::open(path).and_then(|file| file.sync_data());
+        self.broken.fetch_or(synced.is_err(), Ordering::Relaxed);
+        synced.map_err(StoreError::io("sync an upload"))
+    }
+
     /// All that was computed so far, and the file. The caller holds the claim.
     pub(super) fn state(&self) -> Result<(State, PathBuf), StoreError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(StoreError::failed("keep an upload")("bytes of it could not be synced; upload it again"));
+        }
         let mut writer = self.writer();
         Ok((writer.state(self.algorithm)?.clone(), writer.path.clone()))
     }
