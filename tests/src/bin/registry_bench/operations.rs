@@ -56,9 +56,10 @@ pub(crate) const OPERATIONS: [Operation; 21] = [
     zb("push chunk streamed 1MB", MB_1, |s, o| Box::pin(push(s, o, true))),
     zb("push chunk streamed 10MB", MB_10, |s, o| Box::pin(push(s, o, true))),
     zb("push chunk streamed 100MB", MB_100, |s, o| Box::pin(push(s, o, true))),
-    zb("pull 1MB", MB_1, |s, o| Box::pin(pull(s, o))),
-    zb("pull 10MB", MB_10, |s, o| Box::pin(pull(s, o))),
-    zb("pull 100MB", MB_100, |s, o| Box::pin(pull(s, o))),
+    zb("pull 1MB", &[MIB; 200], |s, o| Box::pin(pull(s, o))),
+    zb("pull 10MB", &[10 * MIB; 40], |s, o| Box::pin(pull(s, o))),
+    // More of them: a pull is over in a moment.
+    zb("pull 100MB", &[100 * MIB; 10], |s, o| Box::pin(pull(s, o))),
     zb("pull mixed", MIXED, |s, o| Box::pin(pull(s, o))),
     zb("push monolith mixed", MIXED, |s, o| Box::pin(push(s, o, false))),
     zb("push chunk mixed", THIRDS, |s, o| Box::pin(push(s, o, true))),

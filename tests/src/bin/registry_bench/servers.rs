@@ -96,7 +96,7 @@ pub(crate) async fn large_get(pair: &Pair, directory: &Path, rounds: usize) -> R
     let (nginx, address) = nginx(&root).await?;
     let target = image.layer_target();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..3 * rounds {
+    for _ in 0..10 * rounds {
         ours.push(load::read_all(pair.seeder.address, &target).await?);
         theirs.push(load::read_all(address, "/blob").await?);
     }
