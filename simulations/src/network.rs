@@ -1,9 +1,10 @@
 //! The network: fluid flows over links, each flow as fast as max-min fairness lets it be.
 //!
-//! **Exact** rates come from local relaxation. Each link keeps a *level*: what a flow gets there that nothing else holds
-//! back. A link whose flows or their other levels have changed fills its capacity anew and wakes the other links of
-//! those flows whose rate moved by more than ε; where no rate moves any more, every flow has a link that is full and on
-//! which none is faster, which is what max-min fair means. The work depends on the neighbourhood, not on the network.
+//! **Exact** rates come from local relaxation. Each link keeps a *level*: the most that a flow gets there. A link that
+//! has become too full, or is full and has got another flow or one less, fills its capacity anew. Only those of its flows
+//! move whose rate depends on its level, and of their other links only those have to be looked at that are full, or have
+//! become too full. Where no rate moves by more than ε any more, every flow has a link that is full and on which none is
+//! faster, which is what max-min fair means. The work depends on the neighbourhood, not on the network.
 //!
 //! **Fast** rates take the least of capacity ÷ flows over a flow's links. What one flow leaves is given to none: right
 //! where all links are equal, too slow elsewhere.
@@ -12,20 +13,25 @@
 //! goes. There, flows that the link itself holds back progress in the link's *virtual time*, at the same rate each, and
 //! wait in one heap; see [`hot`].
 //!
-//! The owner of the clock calls [`Network::settle`] after every change and takes the alarms; [`Network::fire`] says
-//! which flows are over.
+//! What is left of a flow is brought up to date only when its rate moves. One link of each flow keeps its time, mostly
+//! the sender's: links, not flows, are due at some moment, and a flow that slows down costs nothing until then.
+//!
+//! The owner of the clock calls [`Network::settle`] after every change, and [`Network::fire`] when [`Network::due`] has
+//! come; that says which flows are over.
 
+mod dues;
 mod fill;
 mod flow;
-pub(crate) mod hot;
+mod hot;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 
+use dues::Dues;
 use fill::fill;
 pub(crate) use flow::LINKS_MAX;
-use flow::{Flow, NONE};
+use flow::{Flow, NONE, Path};
 use hot::Hot;
 
 use crate::num::{at, ceil, small};
@@ -39,6 +45,8 @@ const DRIFT: f64 = 0.1;
 const RELAXATIONS_MAX: u64 = 20_000;
 /// Bytes that may be left of a flow that counts as over: less than a nanosecond's worth at any rate.
 const OVER: f64 = 1e-3;
+/// What sums of rates may be off by: they are kept, not added up each time.
+const ROUNDING: f64 = 1e-9;
 
 /// How rates are worked out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,19 +60,29 @@ pub(crate) enum Rates {
     Fast,
 }
 
+/// A flow on a link.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    flow: u32,
+    /// The other link of a flow that crosses two.
+    other: u32,
+    cap: f64,
+    /// Which of its links this is to the flow.
+    index: u8,
+}
+
 /// A link.
 #[derive(Debug)]
 struct Link {
     capacity: f64,
-    /// What a flow gets here that nothing else holds back; infinite where the link is not full.
-    level: f64,
-    /// Flows, and which of its links this is to the flow.
-    flows: Vec<(u32, u8)>,
     /// Sum of the rates of its flows, kept where the link is not hot.
     load: f64,
+    members: Vec<Member>,
     dirty: bool,
-    /// Flows have come that no link has given a rate.
-    fresh: bool,
+    /// When it is due has to be worked out.
+    touched: bool,
+    /// Flows whose time it keeps.
+    timed: u32,
     hot: Option<Box<Hot>>,
 }
 
@@ -77,36 +95,27 @@ pub(crate) enum Reached {
     End,
 }
 
-/// When something should be looked at again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Alarm {
-    /// A flow may be over.
-    Flow {
-        /// Which.
-        flow: u32,
-        /// Its generation: a flow that is gone gives no alarm.
-        generation: u32,
-    },
-    /// A flow of a hot link may be over.
-    Link(u32),
-}
-
 /// All links and flows.
 #[derive(Debug)]
 pub(crate) struct Network<T> {
-    rates: Rates,
+    exact: bool,
+    epsilon: f64,
     hot_from: usize,
     drift: f64,
     links: Vec<Link>,
+    /// By link: the most that a flow gets there; its capacity where it is not full. Apart from the rest, because each
+    /// look at a link reads those of its neighbours.
+    levels: Vec<f64>,
     flows: Vec<Flow>,
+    paths: Vec<Path>,
     owners: Vec<Option<T>>,
     free: Vec<u32>,
-    live: usize,
     now: u64,
     dirty: VecDeque<u32>,
     touched: Vec<u32>,
-    scratch: Vec<f64>,
-    alarms: Vec<(u64, Alarm)>,
+    limits: Vec<f64>,
+    ripe: Vec<u32>,
+    dues: Dues,
     /// Links filled anew, in all.
     pub(crate) relaxations: u64,
     /// Times that [`RELAXATIONS_MAX`] was hit.
@@ -115,21 +124,28 @@ pub(crate) struct Network<T> {
 
 impl<T: Copy> Network<T> {
     /// A network without links.
-    pub(crate) const fn new(rates: Rates) -> Self {
+    pub(crate) fn new(rates: Rates) -> Self {
+        let (exact, epsilon) = match rates {
+            Rates::Exact { epsilon } => (true, epsilon),
+            Rates::Fast => (false, 0.0),
+        };
         Self {
-            rates,
+            exact,
+            epsilon,
             hot_from: HOT_FROM,
             drift: DRIFT,
             links: Vec::new(),
+            levels: Vec::new(),
             flows: Vec::new(),
+            paths: Vec::new(),
             owners: Vec::new(),
             free: Vec::new(),
-            live: 0,
             now: 0,
             dirty: VecDeque::new(),
             touched: Vec::new(),
-            scratch: Vec::new(),
-            alarms: Vec::new(),
+            limits: Vec::new(),
+            ripe: Vec::new(),
+            dues: Dues::default(),
             relaxations: 0,
             unsettled: 0,
         }
@@ -139,13 +155,15 @@ impl<T: Copy> Network<T> {
     pub(crate) fn add_link(&mut self, capacity: f64) -> u32 {
         self.links.push(Link {
             capacity,
-            level: f64::INFINITY,
-            flows: Vec::new(),
             load: 0.0,
+            members: Vec::new(),
             dirty: false,
-            fresh: false,
+            touched: false,
+            timed: 0,
             hot: None,
         });
+        self.levels.push(capacity);
+        self.dues.add_link();
         small(self.links.len() - 1)
     }
 
@@ -162,17 +180,23 @@ impl<T: Copy> Network<T> {
 
     /// Flows on a link.
     pub(crate) fn count(&self, link: u32) -> usize {
-        self.links[at(link)].flows.len()
+        self.links[at(link)].members.len()
     }
 
     /// Bytes a second that pass a link now.
     pub(crate) fn used(&self, link: u32) -> f64 {
-        self.links[at(link)].flows.iter().map(|(flow, _)| self.rate(*flow)).sum()
+        self.links[at(link)].members.iter().map(|member| self.rate(member.flow)).sum()
     }
 
     /// Flows under way.
     pub(crate) const fn live(&self) -> usize {
-        self.live
+        self.flows.len() - self.free.len()
+    }
+
+    /// When the network has something to say; `u64::MAX` if nothing is under way. To be asked after [`Self::settle`].
+    #[inline]
+    pub(crate) fn due(&self) -> u64 {
+        self.dues.first()
     }
 
     /// Starts a flow of `bytes` over `links`, never faster than `cap` bytes a second.
@@ -180,29 +204,52 @@ impl<T: Copy> Network<T> {
     /// # Panics
     /// Over more than [`LINKS_MAX`] links, or none.
     pub(crate) fn start(&mut self, now: u64, links: &[u32], bytes: f64, cap: f64, owner: T) -> u32 {
-        assert!(!links.is_empty() && links.len() <= LINKS_MAX, "a flow passes 1 to {LINKS_MAX} links");
         self.now = now;
+        let path = Path::over(links);
         let id = self.free.pop().unwrap_or_else(|| {
-            self.flows.push(Flow::default());
+            self.flows.push(Flow::GONE);
+            self.paths.push(Path::NONE);
             self.owners.push(None);
             small(self.flows.len() - 1)
         });
-        self.flows[at(id)].begin(links, bytes, cap, now);
+        self.paths[at(id)] = path;
         self.owners[at(id)] = Some(owner);
-        self.live += 1;
+        let (mut warm, mut rate) = (false, cap);
         for (index, &link) in links.iter().enumerate() {
             let entry = &mut self.links[at(link)];
-            self.flows[at(id)].place[index] = small(entry.flows.len());
-            entry.flows.push((id, u8::try_from(index).expect("few links")));
-            entry.fresh = true;
+            self.paths[at(id)].place[index] = small(entry.members.len());
+            let index_small = u8::try_from(index).expect("few links");
+            entry.members.push(Member { flow: id, other: path.other(index), cap, index: index_small });
             if let Some(hot) = &mut entry.hot {
                 hot.fresh.push(id);
-            } else if entry.flows.len() > self.hot_from {
+                warm = true;
+            }
+            rate = rate.min(self.levels[at(link)]);
+        }
+        let timer = self.time_keeper(links);
+        self.links[at(timer)].timed += 1;
+        // On a hot link it gets its rate when that is looked at; else it begins with what all links would let it have.
+        let rate = if warm { 0.0 } else { rate };
+        self.flows[at(id)] = Flow { left: bytes, rate, cap, since: now, timer, warm, ..Flow::GONE };
+        self.touch(timer);
+        for &link in links {
+            let entry = &mut self.links[at(link)];
+            entry.load += rate;
+            if entry.hot.is_some() || !self.exact || self.is_strained(link) {
+                self.mark(link);
+            }
+            let entry = &self.links[at(link)];
+            if entry.hot.is_none() && entry.members.len() > self.hot_from {
                 self.heat(link);
             }
-            self.mark(link);
         }
         id
+    }
+
+    /// The link that keeps the time of a flow over `links`: the sender's, or else the first that is not hot.
+    fn time_keeper(&self, links: &[u32]) -> u32 {
+        let cold = links.iter().find(|link| self.links[at(**link)].hot.is_none());
+        *cold.unwrap_or(&links[0])
     }
 
     /// Has the owner of a flow that has just begun told when no more than `tail` bytes of it are left.
@@ -215,52 +262,54 @@ impl<T: Copy> Network<T> {
     /// Stops a flow; the bytes that were left of it.
     pub(crate) fn stop(&mut self, now: u64, flow: u32) -> f64 {
         self.now = now;
-        self.bring_up(flow);
         self.leave_bucket(flow);
-        let left = self.flows[at(flow)].left.max(0.0) + self.flows[at(flow)].rest;
+        let entry = &self.flows[at(flow)];
+        let left = entry.left_at(now).max(0.0) + entry.rest;
         self.remove(flow);
         left
     }
 
     /// Takes a flow off its links. It is in no bucket.
     fn remove(&mut self, id: u32) {
-        let flow = self.flows[at(id)];
-        for index in 0..flow.len() {
-            let link = flow.links[index];
-            let place = at(flow.place[index]);
+        let path = self.paths[at(id)];
+        let Flow { rate, timer, .. } = self.flows[at(id)];
+        for (&link, place) in path.links().iter().zip(path.place) {
             let entry = &mut self.links[at(link)];
-            entry.flows.swap_remove(place);
-            entry.load = if entry.flows.is_empty() { 0.0 } else { entry.load - flow.rate };
-            if let Some(&(moved, its)) = entry.flows.get(place) {
-                self.flows[at(moved)].place[usize::from(its)] = small(place);
+            entry.members.swap_remove(at(place));
+            entry.load = if entry.members.is_empty() { 0.0 } else { entry.load - rate };
+            if let Some(moved) = entry.members.get(at(place)) {
+                self.paths[at(moved.flow)].place[usize::from(moved.index)] = place;
             }
+            let full = self.levels[at(link)] < entry.capacity;
             if let Some(hot) = &mut entry.hot {
-                hot.outside -= flow.rate;
+                hot.outside -= rate;
                 hot.fresh.retain(|fresh| *fresh != id);
+                self.mark(link);
+            } else if full || !self.exact {
+                self.mark(link);
             }
-            self.mark(link);
         }
-        self.flows[at(id)].end();
+        self.links[at(timer)].timed -= 1;
+        self.flows[at(id)] = Flow::GONE;
+        self.paths[at(id)] = Path::NONE;
         self.owners[at(id)] = None;
         self.free.push(id);
-        self.live -= 1;
     }
 
     /// Bytes a second that a flow moves now.
     pub(crate) fn rate(&self, flow: u32) -> f64 {
         let flow = &self.flows[at(flow)];
-        if flow.bucket == NONE { flow.rate } else { self.links[at(flow.bucket)].level }
+        if flow.bucket == NONE { flow.rate } else { self.levels[at(flow.bucket)] }
     }
 
     /// Bytes that are left of a flow.
     pub(crate) fn left(&self, now: u64, flow: u32) -> f64 {
         let entry = &self.flows[at(flow)];
         if entry.bucket == NONE {
-            return (entry.left - entry.rate * crate::num::secs(now - entry.since)).max(0.0) + entry.rest;
+            return entry.left_at(now).max(0.0) + entry.rest;
         }
-        let link = &self.links[at(entry.bucket)];
-        let hot = link.hot.as_ref().expect("buckets belong to hot links");
-        (entry.left - hot.virtual_at(now, link.level)).max(0.0) + entry.rest
+        let hot = self.links[at(entry.bucket)].hot.as_ref().expect("buckets belong to hot links");
+        (entry.left - hot.virtual_at(now, self.levels[at(entry.bucket)])).max(0.0) + entry.rest
     }
 
     fn mark(&mut self, link: u32) {
@@ -269,9 +318,24 @@ impl<T: Copy> Network<T> {
         }
     }
 
+    /// Has a link asked anew when its flows are over: one of them may be sooner than it knows.
+    fn touch(&mut self, link: u32) {
+        if !core::mem::replace(&mut self.links[at(link)].touched, true) {
+            self.touched.push(link);
+        }
+    }
+
     /// Works out all rates after changes, and when to look again. To be called after every event.
-    pub(crate) fn settle(&mut self, now: u64) -> &mut Vec<(u64, Alarm)> {
-        self.now = now;
+    #[inline]
+    pub(crate) fn settle(&mut self, now: u64) {
+        if !self.dirty.is_empty() || !self.touched.is_empty() {
+            self.now = now;
+            self.relax_all();
+            self.schedule();
+        }
+    }
+
+    fn relax_all(&mut self) {
         let limit = RELAXATIONS_MAX + 4 * self.dirty.len() as u64;
         let mut count = 0;
         while let Some(link) = self.dirty.pop_front() {
@@ -288,190 +352,168 @@ impl<T: Copy> Network<T> {
             }
         }
         self.relaxations += count;
-        self.schedule();
-        &mut self.alarms
     }
 
-    /// What the flow gets on its links other than `link`.
-    fn elsewhere(&self, flow: u32, link: u32) -> f64 {
-        let flow = &self.flows[at(flow)];
-        let others = flow.links().iter().filter(|other| **other != link);
-        others.fold(flow.cap, |least, other| least.min(self.links[at(*other)].level))
-    }
-
-    /// The level at which a link's capacity is used up.
-    fn filled(&mut self, link: u32) -> f64 {
-        let entry = &self.links[at(link)];
-        if self.rates == Rates::Fast {
-            return entry.capacity / entry.flows.len().max(1) as f64;
+    /// What a flow gets on its links other than `link`.
+    #[inline]
+    fn elsewhere(&self, member: &Member, link: u32) -> f64 {
+        if member.other != NONE {
+            return member.cap.min(self.levels[at(member.other)]);
         }
-        let mut scratch = core::mem::take(&mut self.scratch);
-        scratch.clear();
-        scratch.extend(entry.flows.iter().map(|(flow, _)| self.elsewhere(*flow, link)));
-        let level = fill(entry.capacity, &mut scratch);
-        self.scratch = scratch;
+        let others = self.paths[at(member.flow)].links().iter().filter(|other| **other != link);
+        others.fold(member.cap, |least, other| least.min(self.levels[at(*other)]))
+    }
+
+    /// The level at which a link's capacity is used up; its capacity where its flows do not. What the flows get elsewhere
+    /// is left in `limits`, in their order.
+    fn filled(&mut self, link: u32) -> f64 {
+        let mut limits = core::mem::take(&mut self.limits);
+        limits.clear();
+        let entry = &self.links[at(link)];
+        limits.extend(entry.members.iter().map(|member| self.elsewhere(member, link)));
+        let level = if !self.exact {
+            entry.capacity / limits.len().max(1) as f64
+        } else if limits.iter().sum::<f64>() <= entry.capacity {
+            entry.capacity
+        } else {
+            fill(entry.capacity, &limits)
+        };
+        self.limits = limits;
         level
     }
 
-    /// Of a link that was not full and carries no more than it can: its flows are held back elsewhere, and only those
-    /// that are new get a rate.
-    fn relax_open(&mut self, link: u32) -> bool {
-        let entry = &self.links[at(link)];
-        let (open, fresh) = (entry.level.is_infinite() && self.rates != Rates::Fast, entry.fresh);
-        if !open || entry.load > entry.capacity {
-            return false;
-        }
-        if !fresh {
-            return true;
-        }
-        let new = |(flow, _): &&(u32, u8)| self.flows[at(*flow)].rate <= 0.0;
-        let more: f64 = entry.flows.iter().filter(new).map(|(flow, _)| self.elsewhere(*flow, link)).sum();
-        if entry.load + more > entry.capacity {
-            return false;
-        }
-        for index in 0..self.links[at(link)].flows.len() {
-            let (flow, _) = self.links[at(link)].flows[index];
-            if self.flows[at(flow)].rate <= 0.0 {
-                self.assign(flow, link);
-            }
-        }
-        self.links[at(link)].fresh = false;
-        true
-    }
-
+    /// Looks at a link after changes.
     fn relax(&mut self, link: u32) {
-        if self.relax_open(link) {
+        let (old, entry) = (self.levels[at(link)], &self.links[at(link)]);
+        let capacity = entry.capacity;
+        // Of a link that is not full all flows are held back elsewhere.
+        if self.exact && old >= capacity && entry.load <= capacity * (1.0 + ROUNDING) {
+            self.levels[at(link)] = capacity;
             return;
         }
-        self.links[at(link)].fresh = false;
         let level = self.filled(link);
-        let old = core::mem::replace(&mut self.links[at(link)].level, level);
-        // Whom another link holds back well below both levels gets what it got.
-        let below = old.min(level) * (1.0 - 3.0 * self.epsilon()).max(0.5);
-        for index in 0..self.links[at(link)].flows.len() {
-            let (id, _) = self.links[at(link)].flows[index];
-            let flow = &self.flows[at(id)];
-            if flow.bucket == NONE && flow.rate > 0.0 && flow.rate < below {
+        if !moved(old, level, self.epsilon) {
+            return;
+        }
+        self.levels[at(link)] = level;
+        // Whom another link holds back below both levels gets what it got.
+        let below = old.min(level);
+        let limits = core::mem::take(&mut self.limits);
+        for (index, &limit) in limits.iter().enumerate() {
+            if limit > below {
+                let flow = self.links[at(link)].members[index].flow;
+                self.give(flow, level.min(limit), link);
+            }
+        }
+        self.limits = limits;
+    }
+
+    /// Gives a flow the rate that its links' levels allow, `by` having moved.
+    fn give(&mut self, id: u32, rate: f64, by: u32) {
+        let (now, epsilon) = (self.now, self.epsilon);
+        let flow = &mut self.flows[at(id)];
+        if flow.warm {
+            return self.assign(id, by);
+        }
+        let old = flow.rate;
+        if !moved(old, rate, epsilon) {
+            return;
+        }
+        flow.bring_up(now);
+        flow.rate = rate;
+        let timer = flow.timer;
+        if rate > old {
+            self.touch(timer);
+        }
+        self.tell(id, rate - old, by);
+    }
+
+    /// The links of a flow whose rate has moved have another load; those other than `by` that are full, or too full now,
+    /// have to be looked at.
+    fn tell(&mut self, id: u32, change: f64, by: u32) {
+        let path = self.paths[at(id)];
+        for &link in path.links() {
+            let entry = &mut self.links[at(link)];
+            entry.load += change;
+            if entry.hot.is_some() {
+                self.hear(link, id, change);
                 continue;
             }
-            self.assign(id, link);
-        }
-    }
-
-    /// Gives a flow the rate that its links' levels allow; the links other than `by` are woken if it moved.
-    fn assign(&mut self, id: u32, by: u32) {
-        let flow = &self.flows[at(id)];
-        let (mut rate, mut home) = (flow.cap, NONE);
-        for &link in flow.links() {
-            let entry = &self.links[at(link)];
-            if entry.level < rate || (entry.level <= rate && home == NONE && entry.hot.is_some()) {
-                rate = entry.level;
-                home = if entry.hot.is_some() { link } else { NONE };
+            if link == by || !self.exact {
+                continue;
+            }
+            if self.is_strained(link) {
+                self.mark(link);
             }
         }
-        let (old, bucket) = (flow.rate, flow.bucket);
-        if rate.is_infinite() {
-            // Nothing holds it back yet: a link of its that has not been looked at will.
-            return;
-        }
-        if home != NONE {
-            self.settle_in_bucket(id, home, rate);
-        } else if bucket != NONE || moved(old, rate, self.epsilon()) {
-            self.bring_up(id);
-            self.leave_bucket(id);
-            self.touch(id);
-            let before = core::mem::replace(&mut self.flows[at(id)].rate, rate);
-            self.change_outside(id, before, rate, by);
-        } else {
-            return;
-        }
-        if self.rates != Rates::Fast && moved(old, rate, self.epsilon()) {
-            let flow = self.flows[at(id)];
-            flow.links().iter().filter(|other| **other != by).for_each(|other| self.mark(*other));
-        }
     }
 
-    const fn epsilon(&self) -> f64 {
-        match self.rates {
-            Rates::Exact { epsilon } => epsilon,
-            Rates::Fast => 0.0,
-        }
+    /// Whether a link is full, or too full: whatever changes there has to be looked at.
+    fn is_strained(&self, link: u32) -> bool {
+        let Link { capacity, load, .. } = self.links[at(link)];
+        self.levels[at(link)] < capacity || load > capacity * (1.0 + ROUNDING)
     }
 
-    /// Brings what is left of a flow up to now.
-    fn bring_up(&mut self, id: u32) {
-        let now = self.now;
-        let flow = &mut self.flows[at(id)];
-        if flow.bucket == NONE && flow.since != now {
-            flow.left -= flow.rate * crate::num::secs(now - flow.since);
-            flow.since = now;
-        }
-    }
-
-    /// The tail is what is left of a flow now.
-    fn enter_tail(&mut self, id: u32) {
-        let flow = &mut self.flows[at(id)];
-        flow.left += core::mem::take(&mut flow.rest);
-    }
-
-    fn touch(&mut self, id: u32) {
-        let flow = &mut self.flows[at(id)];
-        if !core::mem::replace(&mut flow.touched, true) {
-            self.touched.push(id);
-        }
-    }
-
-    /// Sets the alarms of all flows whose rate has moved. One that is set for an earlier moment stays: it will find the
-    /// flow unfinished and be set anew.
+    /// Works out when the touched links are due.
     fn schedule(&mut self) {
-        let touched = core::mem::take(&mut self.touched);
-        for &id in &touched {
-            let now = self.now;
-            let flow = &mut self.flows[at(id)];
-            flow.touched = false;
-            if flow.bucket != NONE || flow.rate <= 0.0 || flow.links().is_empty() {
-                continue;
+        let mut touched = core::mem::take(&mut self.touched);
+        for link in touched.drain(..) {
+            self.links[at(link)].touched = false;
+            let entry = &self.links[at(link)];
+            let mut due = entry.hot.as_ref().map_or(u64::MAX, |hot| hot.due);
+            if entry.timed > 0 {
+                let of = |member: &Member| self.over_at(link, member.flow);
+                due = entry.members.iter().map(of).fold(due, u64::min);
             }
-            let due = now.saturating_add(ceil(flow.left.max(0.0) / flow.rate * 1e9));
-            if due < flow.due {
-                flow.due = due;
-                self.alarms.push((due, Alarm::Flow { flow: id, generation: flow.generation }));
-            }
+            self.dues.set(link, due);
         }
         self.touched = touched;
-        self.touched.clear();
     }
 
-    /// An alarm has gone off: what has become of flows. Those that are over are taken off the network.
-    pub(crate) fn fire(&mut self, now: u64, alarm: Alarm, over: &mut Vec<(T, Reached)>) {
+    /// When a flow is over, if `link` keeps its time and nothing changes.
+    fn over_at(&self, link: u32, id: u32) -> u64 {
+        let flow = &self.flows[at(id)];
+        if flow.timer != link || flow.bucket != NONE || flow.rate <= 0.0 {
+            return u64::MAX;
+        }
+        flow.since.saturating_add(ceil(flow.left.max(0.0) / flow.rate * 1e9))
+    }
+
+    /// Something is due: which flows have come to what. Those that are over are taken off the network.
+    pub(crate) fn fire(&mut self, now: u64, over: &mut Vec<(T, Reached)>) {
         self.now = now;
-        match alarm {
-            Alarm::Flow { flow, generation } => {
-                let entry = &mut self.flows[at(flow)];
-                if entry.generation != generation || entry.due != now {
-                    return;
-                }
-                entry.due = u64::MAX;
-                if entry.bucket != NONE {
-                    return;
-                }
-                self.bring_up(flow);
-                let entry = &self.flows[at(flow)];
-                if entry.left > OVER.max(entry.rate * 1e-9) {
-                    self.touch(flow);
-                    return;
-                }
-                let owner = self.owners[at(flow)].expect("a flow under way has an owner");
-                if entry.rest > 0.0 {
-                    self.enter_tail(flow);
-                    self.touch(flow);
-                    over.push((owner, Reached::Tail));
-                } else {
-                    self.remove(flow);
-                    over.push((owner, Reached::End));
-                }
+        while let Some(link) = self.dues.first_link().filter(|_| self.dues.first() <= now) {
+            self.dues.set(link, u64::MAX);
+            self.touch(link);
+            if self.links[at(link)].hot.is_some() {
+                self.fire_hot(link, over);
             }
-            Alarm::Link(link) => self.fire_hot(link, over),
+            let mut ripe = core::mem::take(&mut self.ripe);
+            let members = self.links[at(link)].members.iter().map(|member| member.flow);
+            ripe.extend(members.filter(|flow| self.over_at(link, *flow) <= now));
+            for flow in ripe.drain(..) {
+                self.come(flow, over);
+            }
+            self.ripe = ripe;
+        }
+    }
+
+    fn owner(&self, id: u32) -> T {
+        self.owners[at(id)].expect("a flow under way has an owner")
+    }
+
+    /// A flow has come to its tail, or to its end.
+    fn come(&mut self, id: u32, over: &mut Vec<(T, Reached)>) {
+        let owner = self.owner(id);
+        let flow = &mut self.flows[at(id)];
+        if flow.rest > 0.0 {
+            flow.bring_up(self.now);
+            // The tail is what is left of it now.
+            flow.left += core::mem::take(&mut flow.rest);
+            over.push((owner, Reached::Tail));
+        } else {
+            self.remove(id);
+            over.push((owner, Reached::End));
         }
     }
 }

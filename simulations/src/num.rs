@@ -31,6 +31,12 @@ pub(crate) const fn secs(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
+/// The same of a span that is no longer than 292 years: faster, and rounded in another way.
+#[expect(clippy::cast_possible_wrap, reason = "292 years")]
+pub(crate) const fn span(nanos: u64) -> f64 {
+    nanos as i64 as f64 * 1e-9
+}
+
 /// Seconds as nanoseconds.
 pub(crate) const fn nanos(secs: f64) -> u64 {
     floor(secs * 1e9)

@@ -141,32 +141,40 @@ impl<E: Copy> Queue<E> {
         }
     }
 
-    /// Takes the next event with its time.
-    pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
+    /// Takes the next event with its time, if that lies before `limit`.
+    pub(crate) fn pop_before(&mut self, limit: u64) -> Option<(u64, E)> {
         while self.near.is_empty() && self.late.is_empty() {
             if self.taken >= LOOK_EVERY {
                 self.look();
             } else {
-                self.advance()?;
+                self.advance(limit)?;
             }
         }
-        self.taken += 1;
         let late = match (self.near.last(), self.late.peek()) {
             (Some(near), Some(late)) => late.key() < near.key(),
             (near, _) => near.is_none(),
         };
+        let next = if late { self.late.peek() } else { self.near.last() };
+        if next.is_none_or(|next| next.time >= limit) {
+            return None;
+        }
+        self.taken += 1;
         let entry = if late { self.late.pop() } else { self.near.pop() };
         entry.map(|entry| (entry.time, entry.event))
     }
 
-    /// Goes on to the next bucket that holds something.
-    fn advance(&mut self) -> Option<()> {
+    /// Goes on to the next bucket that holds something, unless that begins at `limit` or after it.
+    fn advance(&mut self, limit: u64) -> Option<()> {
         let next_far = self.far.peek().map(|entry| entry.time >> self.shift);
-        self.current = match (self.next_in_ring(), next_far) {
+        let next = match (self.next_in_ring(), next_far) {
             (Some(ring), Some(far)) => ring.min(far),
             (Some(only), None) | (None, Some(only)) => only,
             (None, None) => return None,
         };
+        if next << self.shift >= limit {
+            return None;
+        }
+        self.current = next;
         self.opened += 1;
         let slot = usize::try_from(self.current & MASK).expect("a bucket of the ring");
         self.empty(slot);
@@ -257,7 +265,8 @@ mod tests {
                     oracle.insert((now + ahead, number), ());
                 } else {
                     let ((time, expected), ()) = oracle.pop_first().unwrap();
-                    prop_assert_eq!(queue.pop(), Some((time, expected)));
+                    prop_assert_eq!(queue.pop_before(time), None);
+                    prop_assert_eq!(queue.pop_before(time + 1 + ahead), Some((time, expected)));
                     now = time;
                 }
                 prop_assert_eq!(queue.len(), oracle.len());
@@ -267,9 +276,9 @@ mod tests {
                 }
             }
             while let Some(((time, expected), ())) = oracle.pop_first() {
-                prop_assert_eq!(queue.pop(), Some((time, expected)));
+                prop_assert_eq!(queue.pop_before(u64::MAX), Some((time, expected)));
             }
-            prop_assert!(queue.pop().is_none());
+            prop_assert!(queue.pop_before(u64::MAX).is_none());
         }
     }
 }

@@ -36,7 +36,7 @@ use self::{
     tracker::{Lists, Tracker},
 };
 use crate::{
-    network::{Alarm, Network, Reached},
+    network::{Network, Reached},
     num::{at, small},
     plan::Plan,
     queue::Queue,
@@ -56,8 +56,6 @@ enum Event {
     Arrive(u32),
     /// A node's policy wanted to be woken.
     Timer(u32),
-    /// The network has something to say.
-    Alarm(Alarm),
     /// A request reaches its server.
     Request(Handle),
     /// A server hears that a request is taken back.
@@ -267,8 +265,6 @@ impl World {
         let (kind, a, b): (u64, u32, u32) = match event {
             Event::Arrive(node) => (1, node, 0),
             Event::Timer(node) => (2, node, 0),
-            Event::Alarm(Alarm::Flow { flow, generation }) => (3, flow, generation),
-            Event::Alarm(Alarm::Link(link)) => (4, link, 0),
             Event::Request(Handle { slot, generation }) => (5, slot, generation),
             Event::Cancelled(Handle { slot, generation }) => (6, slot, generation),
             Event::Refused(Handle { slot, generation }) => (7, slot, generation),
@@ -285,7 +281,11 @@ impl World {
             // Neither changes anything.
             Event::Sample | Event::Watch => return,
         };
-        let word = kind << 56 ^ u64::from(a) << 28 ^ u64::from(b) ^ time.rotate_left(17);
+        self.fold_word(time, kind, a, b);
+    }
+
+    const fn fold_word(&mut self, time: u64, kind: u64, a: u32, b: u32) {
+        let word = kind << 56 ^ (a as u64) << 28 ^ b as u64 ^ time.rotate_left(17);
         self.hash = mix(self.hash ^ word);
     }
 
@@ -293,7 +293,6 @@ impl World {
         match event {
             Event::Arrive(node) => self.arrive(node),
             Event::Timer(node) => self.timer(node),
-            Event::Alarm(alarm) => self.alarm(alarm),
             Event::Request(ask) => self.request_arrived(ask),
             Event::Cancelled(ask) => self.cancel_arrived(ask),
             Event::Refused(ask) => self.refused(ask),
@@ -334,11 +333,17 @@ impl World {
         }
     }
 
-    /// The network's alarm: flows that are over, or about to be.
-    fn alarm(&mut self, alarm: Alarm) {
-        let mut over = core::mem::take(&mut self.over);
-        self.network.fire(self.now, alarm, &mut over);
+    /// Flows are over, or about to be.
+    fn flows_over(&mut self) {
+        let (now, mut over) = (self.now, core::mem::take(&mut self.over));
+        self.network.fire(now, &mut over);
         for (owner, reached) in over.drain(..) {
+            let (a, b) = match owner {
+                Owner::Ask(Handle { slot, generation }) => (slot, generation),
+                Owner::Layer { node, layer } => (node, layer),
+                Owner::Fill { region, layer } => (region, layer),
+            };
+            self.fold_word(now, if reached == Reached::Tail { 3 } else { 4 }, a, b);
             match owner {
                 Owner::Ask(ask) if reached == Reached::Tail => self.upload_taken(ask),
                 Owner::Ask(ask) => self.flow_over(ask),
@@ -347,13 +352,6 @@ impl World {
             }
         }
         self.over = over;
-    }
-
-    /// Works out the rates after an event.
-    fn settle(&mut self) {
-        for (due, alarm) in self.network.settle(self.now).drain(..) {
-            self.queue.push(due, Event::Alarm(alarm));
-        }
     }
 
     /// Whether a node has a piece.

@@ -1,7 +1,6 @@
 //! The same transfers through both simulators: here on this crate's network with exact rates, and in SimGrid.
 
 use std::{
-    collections::BinaryHeap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -12,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{RUNS, median, own};
 use crate::{
-    network::{Alarm, Network, Rates},
+    network::{Network, Rates},
     num::secs,
     out,
 };
@@ -90,30 +89,22 @@ pub(super) fn replay(trace: &Path) -> Result<()> {
         network.add_link(UP);
         network.add_link(DOWN);
     }
-    let mut alarms: BinaryHeap<core::cmp::Reverse<(u64, u32, u32)>> = BinaryHeap::new();
-    let (mut over, mut end, mut next) = (Vec::new(), 0, 0);
+    let (mut over, mut end, mut rows) = (Vec::new(), 0, rows.iter().peekable());
     loop {
-        let due = alarms.peek().map_or(u64::MAX, |alarm| alarm.0.0);
-        let now = if let Some(&(start, from, to, bytes)) = rows.get(next).filter(|row| row.0 <= due) {
+        let due = network.due();
+        let now = if let Some(&(start, from, to, bytes)) = rows.next_if(|row| row.0 <= due) {
             network.start(start, &[2 * from, 2 * to + 1], bytes, f64::INFINITY, ());
-            next += 1;
             start
-        } else if let Some(core::cmp::Reverse((time, id, generation))) = alarms.pop() {
-            let alarm = if generation == u32::MAX { Alarm::Link(id) } else { Alarm::Flow { flow: id, generation } };
-            network.fire(time, alarm, &mut over);
-            // An alarm that has been overtaken by a better rate finds nothing.
-            end = if over.is_empty() { end } else { time };
+        } else if due < u64::MAX {
+            network.fire(due, &mut over);
+            // Who was slowed down is not over when it was thought to be.
+            end = if over.is_empty() { end } else { due };
             over.clear();
-            time
+            due
         } else {
             break;
         };
-        for (due, alarm) in network.settle(now).drain(..) {
-            alarms.push(core::cmp::Reverse(match alarm {
-                Alarm::Flow { flow, generation } => (due, flow, generation),
-                Alarm::Link(link) => (due, link, u32::MAX),
-            }));
-        }
+        network.settle(now);
     }
     out::say(format_args!("{} {}", begun.elapsed().as_secs_f64(), secs(end)));
     Ok(())

@@ -1,27 +1,21 @@
 //! Filling one link.
 
-/// The level at which flows that cannot take more than `caps` use up `capacity`; infinite if they do not.
-pub(super) fn fill(capacity: f64, caps: &mut [f64]) -> f64 {
-    if caps.iter().sum::<f64>() <= capacity {
-        return f64::INFINITY;
-    }
-    let (mut rest, mut open) = (capacity, caps.len());
+/// The level at which flows that cannot take more than `limits` use up `capacity`; they could use more than that in all.
+/// It rises from equal shares, as what those below leave goes to the others, until it leaves nobody behind.
+pub(super) fn fill(capacity: f64, limits: &[f64]) -> f64 {
+    let mut level = capacity / limits.len() as f64;
+    let mut open = limits.len();
     loop {
-        let level = rest / open as f64;
-        let mut index = 0;
-        let before = open;
-        while index < open {
-            if caps[index] < level {
-                rest -= caps[index];
-                open -= 1;
-                caps.swap(index, open);
-            } else {
-                index += 1;
-            }
+        let (mut rest, mut above) = (capacity, 0);
+        for &limit in limits {
+            let below = limit < level;
+            rest -= if below { limit } else { 0.0 };
+            above += usize::from(!below);
         }
-        if open == before || open == 0 {
+        if above == open || above == 0 {
             return level;
         }
-        rest = rest.max(0.0);
+        open = above;
+        level = level.max(rest / open as f64);
     }
 }

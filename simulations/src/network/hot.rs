@@ -11,14 +11,18 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
-use super::{Alarm, Network, OVER, Rates, Reached, flow::NONE, moved};
-use crate::num::{at, ceil, secs};
+use super::{
+    Network, OVER, ROUNDING, Reached,
+    flow::{Flow, NONE},
+    moved,
+};
+use crate::num::{at, ceil, span};
 
+/// A flow inside, and the virtual time of its end. One that has left does not have that time any more.
 #[derive(Debug, Clone, Copy)]
 struct Finish {
     end: f64,
     flow: u32,
-    generation: u32,
 }
 
 impl PartialEq for Finish {
@@ -38,13 +42,13 @@ impl PartialOrd for Finish {
 impl Ord for Finish {
     /// Reversed: the heap of the standard library gives the greatest first.
     fn cmp(&self, other: &Self) -> Ordering {
-        other.end.total_cmp(&self.end).then_with(|| (other.flow, other.generation).cmp(&(self.flow, self.generation)))
+        other.end.total_cmp(&self.end).then_with(|| other.flow.cmp(&self.flow))
     }
 }
 
 /// What a hot link has besides.
 #[derive(Debug, Default)]
-pub(crate) struct Hot {
+pub(super) struct Hot {
     /// Bytes that a flow inside has moved since the link got hot, as of `since`.
     virtual_time: f64,
     since: u64,
@@ -60,7 +64,8 @@ pub(crate) struct Hot {
     high: f64,
     /// The level that the neighbours know.
     told: f64,
-    due: u64,
+    /// When the first inside is over.
+    pub(super) due: u64,
     /// Not sorted yet.
     unsorted: bool,
 }
@@ -69,16 +74,29 @@ impl Hot {
     /// Virtual time at `now` while the level is `level`.
     pub(super) fn virtual_at(&self, now: u64, level: f64) -> f64 {
         let moves = self.inside > 0 && now > self.since;
-        if moves { self.virtual_time + level * secs(now - self.since) } else { self.virtual_time }
+        if moves { self.virtual_time + level * span(now - self.since) } else { self.virtual_time }
     }
 }
 
 impl<T: Copy> Network<T> {
-    /// Makes a link hot; its flows stay outside until it is looked at.
+    /// Makes a link hot; its flows stay outside until it is looked at, and others keep their time.
     pub(super) fn heat(&mut self, link: u32) {
-        let outside = self.links[at(link)].flows.iter().map(|(flow, _)| self.flows[at(*flow)].rate).sum();
-        let hot = Hot { outside, since: self.now, unsorted: true, due: u64::MAX, ..Hot::default() };
-        self.links[at(link)].hot = Some(Box::new(hot));
+        self.links[at(link)].hot = Some(Box::default());
+        let mut outside = 0.0;
+        for index in 0..self.links[at(link)].members.len() {
+            let id = self.links[at(link)].members[index].flow;
+            let timer = self.time_keeper(self.paths[at(id)].links());
+            let flow = &mut self.flows[at(id)];
+            outside += flow.rate;
+            flow.warm = true;
+            let old = core::mem::replace(&mut flow.timer, timer);
+            self.links[at(old)].timed -= 1;
+            self.links[at(timer)].timed += 1;
+            self.touch(timer);
+        }
+        let since = self.now;
+        *self.hot_mut(link) = Hot { outside, since, unsorted: true, due: u64::MAX, ..Hot::default() };
+        self.mark(link);
     }
 
     fn hot_mut(&mut self, link: u32) -> &mut Hot {
@@ -86,149 +104,154 @@ impl<T: Copy> Network<T> {
     }
 
     fn advance(&mut self, link: u32) {
-        let now = self.now;
-        let level = self.links[at(link)].level;
+        let (now, level) = (self.now, self.levels[at(link)]);
         let hot = self.hot_mut(link);
         hot.virtual_time = hot.virtual_at(now, level);
         hot.since = now;
     }
 
-    /// The flow is held back by hot link `home`, at `rate`.
-    pub(super) fn settle_in_bucket(&mut self, id: u32, home: u32, rate: f64) {
-        let elsewhere = self.elsewhere(id, home);
+    /// Gives a flow that crosses a hot link the rate that its links' levels allow, after a change of `by`.
+    pub(super) fn assign(&mut self, id: u32, by: u32) {
+        let Flow { cap, rate: old, bucket, .. } = self.flows[at(id)];
+        let (mut rate, mut home) = (cap, NONE);
+        for &link in self.paths[at(id)].links() {
+            let (level, hot) = (self.levels[at(link)], self.links[at(link)].hot.is_some());
+            if level < rate || (level <= rate && home == NONE && hot) {
+                rate = level;
+                home = if hot { link } else { NONE };
+            }
+        }
+        if home != NONE {
+            self.settle_in_bucket(id, home);
+        } else if bucket != NONE {
+            self.leave_bucket(id);
+        }
+        let now = self.now;
+        let flow = &mut self.flows[at(id)];
+        if !moved(old, rate, self.epsilon) && bucket == flow.bucket {
+            return;
+        }
+        if flow.bucket == NONE {
+            flow.bring_up(now);
+            let timer = flow.timer;
+            self.touch(timer);
+        }
+        self.flows[at(id)].rate = rate;
+        self.tell(id, rate - old, by);
+    }
+
+    /// The flow is held back by hot link `home`. The neighbours' rate of it stays for the time being.
+    fn settle_in_bucket(&mut self, id: u32, home: u32) {
         if self.flows[at(id)].bucket != home {
-            self.bring_up(id);
             self.leave_bucket(id);
             self.advance(home);
-            let before = self.flows[at(id)].rate;
+            let now = self.now;
             let hot = self.links[at(home)].hot.as_mut().expect("the home of a bucket is hot");
             let flow = &mut self.flows[at(id)];
-            hot.outside -= before;
+            flow.bring_up(now);
+            hot.outside -= flow.rate;
             hot.inside += 1;
             flow.left += hot.virtual_time;
             flow.bucket = home;
-            flow.due = u64::MAX;
-            hot.heap.push(Finish { end: flow.left, flow: id, generation: flow.generation });
+            hot.heap.push(Finish { end: flow.left, flow: id });
             self.mark(home);
         }
+        let others = self.paths[at(id)].links().iter().filter(|link| **link != home);
+        let elsewhere = others.fold(self.flows[at(id)].cap, |least, link| least.min(self.levels[at(*link)]));
         let hot = self.hot_mut(home);
         hot.high = hot.high.min(elsewhere);
-        let before = self.flows[at(id)].rate;
-        if moved(before, rate, self.epsilon()) {
-            self.flows[at(id)].rate = rate;
-            self.change_outside(id, before, rate, home);
-        }
     }
 
-    /// Tells the hot links that a flow crosses, other than `by` and its home, that its rate has changed.
-    pub(super) fn change_outside(&mut self, id: u32, before: f64, rate: f64, by: u32) {
-        let flow = self.flows[at(id)];
-        for &link in flow.links() {
-            if link == flow.bucket {
-                continue;
-            }
-            if let Some(hot) = &mut self.links[at(link)].hot {
-                hot.outside += rate - before;
-                hot.low = hot.low.max(rate);
-                if link != by || flow.bucket == NONE {
-                    self.mark(link);
-                }
-            } else {
-                self.links[at(link)].load += rate - before;
-            }
-        }
-    }
-
-    /// Takes a flow out of its bucket; it is outside then, with the rate that it had.
+    /// Takes a flow out of its bucket, if it is in one; it is outside then, with the rate that the neighbours know.
     pub(super) fn leave_bucket(&mut self, id: u32) {
         let home = self.flows[at(id)].bucket;
         if home == NONE {
             return;
         }
         self.advance(home);
-        let level = self.links[at(home)].level;
         let now = self.now;
         let hot = self.links[at(home)].hot.as_mut().expect("the home of a bucket is hot");
         let flow = &mut self.flows[at(id)];
         flow.left -= hot.virtual_time;
         flow.bucket = NONE;
         flow.since = now;
-        // While its link is being sorted the level may already be that of a link that is not full.
-        let level = if level.is_finite() { level } else { flow.rate };
-        let before = core::mem::replace(&mut flow.rate, level);
         hot.inside -= 1;
-        hot.outside += level;
-        hot.low = hot.low.max(level);
+        hot.outside += flow.rate;
+        hot.low = hot.low.max(flow.rate);
         self.mark(home);
-        self.change_outside_but(id, before, level, home);
-        self.touch(id);
     }
 
-    fn change_outside_but(&mut self, id: u32, before: f64, rate: f64, home: u32) {
-        let flow = self.flows[at(id)];
-        for &link in flow.links().iter().filter(|link| **link != home) {
-            match &mut self.links[at(link)].hot {
-                Some(hot) => hot.outside += rate - before,
-                None => self.links[at(link)].load += rate - before,
-            }
+    /// A hot link hears that one of its flows, which is not inside, is faster by `change`. Whether it has to be looked at.
+    pub(super) fn hear(&mut self, link: u32, id: u32, change: f64) {
+        let Flow { rate, bucket, .. } = self.flows[at(id)];
+        if bucket != link {
+            let hot = self.hot_mut(link);
+            hot.outside += change;
+            hot.low = hot.low.max(rate);
+            self.mark(link);
         }
     }
 
     /// Looks at a hot link after changes: a new level, and only if it must be, all flows anew.
     pub(super) fn relax_hot(&mut self, link: u32) {
         self.advance(link);
-        let (capacity, count) = (self.links[at(link)].capacity, self.links[at(link)].flows.len());
-        let (fast, epsilon, drift) = (self.rates == Rates::Fast, self.epsilon(), self.drift);
+        let (capacity, count) = (self.links[at(link)].capacity, self.links[at(link)].members.len());
+        let (exact, epsilon, drift) = (self.exact, self.epsilon, self.drift);
         let hot = self.hot_mut(link);
-        let fresh = core::mem::take(&mut hot.fresh);
+        let mut fresh = core::mem::take(&mut hot.fresh);
         let unsorted = core::mem::take(&mut hot.unsorted);
         if hot.inside == 0 {
             // What has cancelled out leaves no trace of rounding.
             hot.outside = hot.outside.max(0.0);
         }
-        let level = if fast {
+        let level = if !exact {
             capacity / count.max(1) as f64
         } else if hot.inside > 0 {
             (capacity - hot.outside).max(0.0) / f64::from(hot.inside)
         } else {
-            f64::INFINITY
+            capacity
         };
-        let fits = fast || hot.inside > 0 || hot.outside <= capacity * (1.0 + 1e-9);
-        let slack = 1.0 + 1e-9 + epsilon;
+        let full = !exact || hot.inside > 0;
+        let fits = full || hot.outside <= capacity * (1.0 + ROUNDING);
+        let slack = 1.0 + ROUNDING + epsilon;
         let sorted = fits && hot.low <= level * slack && (level <= hot.high * slack || hot.inside == 0);
         let known = hot.inside == 0 || !moved(hot.told, level, drift);
         let open = hot.outside;
-        let takes = |flow: &u32| self.elsewhere(*flow, link);
         // On a link that is not full a newcomer is let in as long as it stays so.
-        let room = level.is_finite() || fresh.iter().map(takes).sum::<f64>() + open <= capacity;
+        let room = full || fresh.iter().map(|id| self.most(*id, link)).sum::<f64>() + open <= capacity;
         if sorted && known && room && !unsorted {
-            self.links[at(link)].level = level;
+            self.levels[at(link)] = level;
             fresh.iter().for_each(|flow| self.assign(*flow, link));
         } else {
             self.sort(link);
         }
-        let mut spare = fresh;
-        spare.clear();
+        fresh.clear();
         let hot = self.hot_mut(link);
         if hot.fresh.is_empty() {
-            hot.fresh = spare;
+            hot.fresh = fresh;
         }
-        self.schedule_hot(link);
+        self.time(link);
+    }
+
+    /// What a flow gets on its links other than `link`.
+    fn most(&self, id: u32, link: u32) -> f64 {
+        let others = self.paths[at(id)].links().iter().filter(|other| **other != link);
+        others.fold(self.flows[at(id)].cap, |least, other| least.min(self.levels[at(*other)]))
     }
 
     /// Fills the link anew and sorts its flows into those inside and those outside.
     fn sort(&mut self, link: u32) {
         let level = self.filled(link);
-        self.links[at(link)].level = level;
+        self.levels[at(link)] = level;
         let hot = self.hot_mut(link);
         (hot.low, hot.high, hot.told) = (0.0, f64::INFINITY, level);
-        for index in 0..self.links[at(link)].flows.len() {
-            let (flow, _) = self.links[at(link)].flows[index];
+        for index in 0..self.links[at(link)].members.len() {
+            let flow = self.links[at(link)].members[index].flow;
             self.assign(flow, link);
         }
         let (mut low, mut outside) = (0.0f64, 0.0);
-        for (flow, _) in &self.links[at(link)].flows {
-            let flow = &self.flows[at(*flow)];
+        for member in &self.links[at(link)].members {
+            let flow = &self.flows[at(member.flow)];
             if flow.bucket != link {
                 low = low.max(flow.rate);
                 outside += flow.rate;
@@ -246,43 +269,36 @@ impl<T: Copy> Network<T> {
 
     fn is_inside(&self, link: u32, entry: &Finish) -> bool {
         let flow = &self.flows[at(entry.flow)];
-        flow.generation == entry.generation && flow.bucket == link && flow.left.total_cmp(&entry.end).is_eq()
+        flow.bucket == link && flow.left.total_cmp(&entry.end).is_eq()
     }
 
-    /// Sets the link's alarm for the first flow that will end.
-    fn schedule_hot(&mut self, link: u32) {
-        loop {
-            let level = self.links[at(link)].level;
-            let now = self.now;
+    /// Works out when the first of the flows inside is over.
+    fn time(&mut self, link: u32) {
+        let (now, level) = (self.now, self.levels[at(link)]);
+        let due = loop {
             let hot = self.links[at(link)].hot.as_ref().expect("only asked of hot links");
-            let Some(first) = hot.heap.peek().copied() else { return };
+            let Some(first) = hot.heap.peek().copied() else { break u64::MAX };
             if !self.is_inside(link, &first) {
                 self.hot_mut(link).heap.pop();
-                continue;
+            } else if level > 0.0 {
+                break now.saturating_add(ceil((first.end - hot.virtual_time).max(0.0) / level * 1e9));
+            } else {
+                break u64::MAX;
             }
-            if level > 0.0 && level.is_finite() {
-                let due = now.saturating_add(ceil((first.end - hot.virtual_time).max(0.0) / level * 1e9));
-                if due < hot.due {
-                    self.hot_mut(link).due = due;
-                    self.alarms.push((due, Alarm::Link(link)));
-                }
-            }
-            return;
-        }
+        };
+        self.hot_mut(link).due = due;
+        self.touch(link);
     }
 
-    /// The link's alarm has gone off.
+    /// The flows inside that are over, or about to be.
     pub(super) fn fire_hot(&mut self, link: u32, over: &mut Vec<(T, Reached)>) {
-        let now = self.now;
-        let Some(hot) = &mut self.links[at(link)].hot else { return };
-        if hot.due != now {
+        if self.hot_mut(link).due > self.now {
             return;
         }
-        hot.due = u64::MAX;
         self.advance(link);
-        let level = self.links[at(link)].level;
+        let level = self.levels[at(link)];
         loop {
-            let hot = self.links[at(link)].hot.as_ref().expect("checked above");
+            let hot = self.links[at(link)].hot.as_ref().expect("only asked of hot links");
             let Some(first) = hot.heap.peek().copied() else { break };
             let inside = self.is_inside(link, &first);
             // Virtual time is large after a while, and so is the rounding of it.
@@ -291,19 +307,16 @@ impl<T: Copy> Network<T> {
                 break;
             }
             self.hot_mut(link).heap.pop();
-            if !inside {
-                continue;
-            }
-            let owner = self.owners[at(first.flow)].expect("a flow under way has an owner");
-            if self.flows[at(first.flow)].rest > 0.0 {
-                self.enter_tail(first.flow);
-                let end = self.flows[at(first.flow)].left;
-                self.hot_mut(link).heap.push(Finish { end, ..first });
-                over.push((owner, Reached::Tail));
-            } else {
+            if inside && self.flows[at(first.flow)].rest > 0.0 {
+                let flow = &mut self.flows[at(first.flow)];
+                flow.left += core::mem::take(&mut flow.rest);
+                let end = flow.left;
+                self.hot_mut(link).heap.push(Finish { end, flow: first.flow });
+                over.push((self.owner(first.flow), Reached::Tail));
+            } else if inside {
+                over.push((self.owner(first.flow), Reached::End));
                 self.leave_bucket(first.flow);
                 self.remove(first.flow);
-                over.push((owner, Reached::End));
             }
         }
         self.mark(link);

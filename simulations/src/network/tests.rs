@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Alarm, Network, Rates, Reached};
+use super::{Network, Rates, Reached};
 use crate::num::at;
 
 const EXACT: Rates = Rates::Exact { epsilon: 1e-10 };
@@ -50,12 +50,13 @@ fn oracle(capacities: &[f64], flows: &[(Vec<u32>, f64)]) -> Vec<f64> {
 fn one_flow_takes_its_narrowest_link() {
     let mut net = network(&[100.0, 30.0, 50.0], EXACT, 64);
     let flow = net.start(0, &[0, 1, 2], 60.0, f64::INFINITY, 7);
-    let alarms = net.settle(0).clone();
+    net.settle(0);
     assert!((net.rate(flow) - 30.0).abs() < 1e-9);
-    assert_eq!(alarms, [(2_000_000_000, Alarm::Flow { flow, generation: 0 })]);
+    assert_eq!(net.due(), 2_000_000_000);
     let mut over = Vec::new();
-    net.fire(2_000_000_000, alarms[0].1, &mut over);
-    assert_eq!((over, net.live()), (vec![(7, Reached::End)], 0));
+    net.fire(2_000_000_000, &mut over);
+    net.settle(2_000_000_000);
+    assert_eq!((over, net.live(), net.due()), (vec![(7, Reached::End)], 0, u64::MAX));
 }
 
 #[test]
@@ -94,30 +95,23 @@ fn fast_rates_give_what_a_flow_leaves_to_none() {
 /// Runs all flows to their end; when each was over, and the most that a link carried over its capacity.
 fn run(capacities: &[f64], flows: &[(Vec<u32>, f64, f64, u64)], rates: Rates, hot_from: usize) -> (Vec<f64>, f64) {
     let mut net = network(capacities, rates, hot_from);
-    let mut alarms: std::collections::BTreeSet<(u64, u64, u32, u32)> = std::collections::BTreeSet::new();
     let (mut ends, mut excess, mut next) = (vec![f64::NAN; flows.len()], 0.0f64, 0);
     let mut over = Vec::new();
     loop {
-        let due = alarms.first().map_or(u64::MAX, |alarm| alarm.0);
+        let due = net.due();
         let now = if next < flows.len() && flows[next].3 <= due {
             let (links, bytes, cap, start) = &flows[next];
             net.start(*start, links, *bytes, *cap, next);
             next += 1;
             *start
-        } else if let Some((now, kind, id, generation)) = alarms.pop_first() {
-            let alarm = if kind == 0 { Alarm::Flow { flow: id, generation } } else { Alarm::Link(id) };
-            net.fire(now, alarm, &mut over);
-            over.drain(..).for_each(|(index, _)| ends[index] = crate::num::secs(now));
-            now
+        } else if due < u64::MAX {
+            net.fire(due, &mut over);
+            over.drain(..).for_each(|(index, _)| ends[index] = crate::num::secs(due));
+            due
         } else {
             break;
         };
-        for (due, alarm) in net.settle(now).drain(..) {
-            alarms.insert(match alarm {
-                Alarm::Flow { flow, generation } => (due, 0, flow, generation),
-                Alarm::Link(link) => (due, 1, link, 0),
-            });
-        }
+        net.settle(now);
         for (link, capacity) in capacities.iter().enumerate() {
             excess = excess.max(net.used(u32::try_from(link).unwrap()) / capacity - 1.0);
         }

@@ -1,7 +1,7 @@
 //! Schedules whose time is known to the last digit, played on the network that the policy runs on.
 
 use crate::{
-    network::{Alarm, Network, Rates},
+    network::{Network, Rates},
     num::{at, nanos, secs, small},
 };
 
@@ -14,7 +14,6 @@ const TAU: f64 = PIECE / UP;
 struct Star {
     network: Network<(u32, u32)>,
     now: u64,
-    alarms: std::collections::BTreeSet<(u64, u32, u32)>,
 }
 
 impl Star {
@@ -24,7 +23,7 @@ impl Star {
             network.add_link(UP);
             network.add_link(1e12);
         }
-        Self { network, now: 0, alarms: std::collections::BTreeSet::new() }
+        Self { network, now: 0 }
     }
 
     fn send(&mut self, from: u32, to: u32, piece: u32) {
@@ -34,22 +33,13 @@ impl Star {
     /// Goes on to the next end of transfers; who has got what.
     fn next(&mut self) -> Vec<(u32, u32)> {
         let mut over = Vec::new();
-        loop {
-            for (due, alarm) in self.network.settle(self.now).drain(..) {
-                match alarm {
-                    Alarm::Flow { flow, generation } => self.alarms.insert((due, flow, generation)),
-                    Alarm::Link(link) => self.alarms.insert((due, link, u32::MAX)),
-                };
-            }
-            let next = self.alarms.first().copied();
-            let Some((due, id, generation)) = next.filter(|next| over.is_empty() || next.0 == self.now) else {
-                return over.into_iter().map(|(owner, _)| owner).collect();
-            };
-            self.alarms.pop_first();
-            self.now = due;
-            let alarm = if generation == u32::MAX { Alarm::Link(id) } else { Alarm::Flow { flow: id, generation } };
-            self.network.fire(due, alarm, &mut over);
+        self.network.settle(self.now);
+        while over.is_empty() && self.network.due() < u64::MAX {
+            self.now = self.network.due();
+            self.network.fire(self.now, &mut over);
+            self.network.settle(self.now);
         }
+        over.into_iter().map(|(owner, _)| owner).collect()
     }
 
     /// Asserts the time that has passed, to a nanosecond for each transfer in a row.
@@ -170,9 +160,8 @@ fn the_arithmetic_is_the_same_on_every_machine() {
     for round in 0..400u32 {
         let (from, to) = (small(stream.below(40)), small(stream.below(40)));
         star.now += nanos(stream.exponential() * 0.01);
-        if let Some(&(due, _, _)) = star.alarms.first() {
-            star.now = star.now.min(due);
-        }
+        star.network.settle(star.now);
+        star.now = star.now.min(star.network.due());
         star.send(from, to, round);
         for (to, piece) in star.next() {
             hash = crate::rng::mix(hash ^ star.now ^ u64::from(to) << 32 ^ u64::from(piece));

@@ -70,9 +70,15 @@ impl World {
         let limit = self.plan.scenario.run.limit.0;
         self.push(0, Event::Sample);
         self.push(WATCH_EVERY, Event::Watch);
-        self.settle();
         let ended = loop {
-            let Some((time, event)) = self.queue.pop() else { break Ended::Stalled };
+            self.network.settle(self.now);
+            // Of what happens at the same moment the network comes first.
+            let due = self.network.due();
+            let next = self.queue.pop_before(due);
+            let time = next.map_or(due, |next| next.0);
+            if time == u64::MAX {
+                break Ended::Stalled;
+            }
             if time > limit {
                 self.now = limit;
                 break Ended::Limit;
@@ -80,15 +86,18 @@ impl World {
             debug_assert!(time >= self.now, "time does not go back");
             self.now = time;
             self.events += 1;
-            self.fold(time, event);
-            if let Event::Watch = event {
-                if let Some(ended) = self.watch() {
-                    break ended;
+            match next {
+                None => self.flows_over(),
+                Some((_, Event::Watch)) => {
+                    if let Some(ended) = self.watch() {
+                        break ended;
+                    }
+                    self.push(self.now + WATCH_EVERY.max(self.now / 20), Event::Watch);
                 }
-                self.push(self.now + WATCH_EVERY.max(self.now / 20), Event::Watch);
-            } else {
-                self.handle(event);
-                self.settle();
+                Some((_, event)) => {
+                    self.fold(time, event);
+                    self.handle(event);
+                }
             }
             if self.meter.ready == self.nodes() {
                 break Ended::Complete;
