@@ -6,7 +6,6 @@ use shoal_transfer::Config;
 
 use crate::{
     network::Rates,
-    num::small,
     scenario::{Scenario, check, image},
 };
 
@@ -60,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     pub(crate) rates: Rates,
     pub(crate) layers: Vec<Layer>,
+    /// Those that have to be fetched.
+    pub(crate) wanted: Vec<u32>,
     /// Words of a node's set.
     pub(crate) words: usize,
     pub(crate) core: Config,
@@ -80,11 +81,13 @@ impl Plan {
             layers.push(Layer { layout, cached, word: words });
             words += layout.pieces().div_ceil(64) as usize;
         }
+        let wanted = (0..).zip(&layers).filter(|(_, layer)| !layer.cached && layer.layout.pieces() > 0);
+        let wanted = wanted.map(|(index, _)| index).collect();
         let mut scenario = scenario.clone();
         if policy == Policy::Random {
             scenario.control.labels = false;
         }
-        Ok(Self { scenario, seed, policy, rates, layers, words, core })
+        Ok(Self { scenario, seed, policy, rates, layers, wanted, words, core })
     }
 
     /// Bytes that each node has to get.
@@ -101,11 +104,5 @@ impl Plan {
     pub(crate) fn piece_bytes(&self, layer: u32, piece: u32) -> u64 {
         let layout = &self.layers[crate::num::at(layer)].layout;
         layout.piece(piece).map_or(0, |piece| layout.len_of(piece))
-    }
-
-    /// The layers that have to be fetched.
-    pub(crate) fn wanted_layers(&self) -> impl Iterator<Item = u32> + '_ {
-        let wanted = self.layers.iter().enumerate().filter(|(_, layer)| !layer.cached && layer.layout.pieces() > 0);
-        wanted.map(|(index, _)| small(index))
     }
 }

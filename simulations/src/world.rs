@@ -20,6 +20,7 @@ mod tracker;
 
 use std::collections::VecDeque;
 
+use shoal_proto::have::Have;
 use shoal_transfer::event::Input;
 
 pub(crate) use self::meter::{Log, Sample};
@@ -104,8 +105,8 @@ pub(crate) enum Owner {
 enum Word {
     /// To a node of that life.
     Input { node: u32, life: u32, input: Box<Input<'static>> },
-    /// From a peer, over a connection that must still be there.
-    FromPeer { to: u32, slot: u32, conn: u32, input: Box<Input<'static>> },
+    /// What a peer holds, over a connection that must still be there.
+    Have { to: u32, slot: u32, conn: u32, layer: u32, have: Have },
     /// A dial reaches its target.
     Dial { from: u32, slot: u32, life: u32, to: u32 },
     /// The dialler hears that it is connected.
@@ -249,6 +250,11 @@ impl World {
         self.push(time, Event::Word(handle));
     }
 
+    /// The same where it is known how long a word takes.
+    fn after(&self, away: u32, from: End, to: End) -> u64 {
+        if self.cut.is_some() || away == agent::Peer::FAR { self.reach(from, to) } else { self.now + u64::from(away) }
+    }
+
     /// When a word said now arrives. Between regions that are cut off from each other, it waits until they are not.
     fn reach(&self, from: End, to: End) -> u64 {
         let latency = self.topology.latency(from, to);
@@ -322,7 +328,7 @@ impl World {
                     self.feed(node, *input);
                 }
             }
-            Word::FromPeer { to, slot, conn, input } => self.heard_from_peer(to, slot, conn, *input),
+            Word::Have { to, slot, conn, layer, have } => self.heard_have(to, slot, conn, layer, have),
             Word::Dial { from, slot, life, to } => self.dialled(from, slot, life, to),
             Word::Up { node, slot, conn } => self.up(node, slot, conn),
             Word::Pull { node, life, counted } => self.pull_arrived(node, life, counted),

@@ -1,5 +1,6 @@
 //! The shell around one node's policy: the same loop as the agent's, with numbers for bytes.
 
+use shoal_proto::have::Have;
 use shoal_transfer::{
     Node,
     event::{Action, Failure, Input},
@@ -7,7 +8,7 @@ use shoal_transfer::{
     time::Time,
 };
 
-use super::{Event, Handle, Word, World};
+use super::{End, Event, Handle, Word, World};
 use crate::{
     num::{at, small},
     rng::{Purpose, Stream},
@@ -23,6 +24,12 @@ pub(super) struct Peer {
     pub(super) conn: u32,
     /// The slot under which the other end knows this node, while connected.
     pub(super) theirs: u32,
+    /// How long a word takes to it, in nanoseconds; [`Peer::FAR`] if that is more than fits.
+    pub(super) away: u32,
+}
+
+impl Peer {
+    pub(super) const FAR: u32 = u32::MAX;
 }
 
 /// The nodes that one node knows, by the slots of their ids.
@@ -41,12 +48,13 @@ impl Peers {
         self.list.iter().position(|peer| peer.node == node).map(small)
     }
 
-    pub(super) fn add(&mut self, node: u32) -> u32 {
+    pub(super) fn add(&mut self, node: u32, away: u32) -> u32 {
         if let Some(slot) = self.free.pop() {
-            self.list[at(slot)].node = node;
+            let peer = &mut self.list[at(slot)];
+            (peer.node, peer.away) = (node, away);
             return slot;
         }
-        self.list.push(Peer { node, generation: 0, conn: 0, theirs: 0 });
+        self.list.push(Peer { node, generation: 0, conn: 0, theirs: 0, away });
         small(self.list.len() - 1)
     }
 
@@ -66,6 +74,11 @@ impl Peers {
 
     pub(super) fn id(&self, slot: u32) -> PeerId {
         PeerId::new(slot, self.list[at(slot)].generation)
+    }
+
+    /// Whether the connection of a slot is still the one meant.
+    pub(super) fn is_linked(&self, slot: u32, conn: u32) -> bool {
+        conn != 0 && self.list.get(at(slot)).is_some_and(|peer| peer.conn == conn)
     }
 
     pub(super) fn connected(&self) -> impl Iterator<Item = (u32, &Peer)> {
@@ -166,7 +179,7 @@ impl World {
             }
             self.perform(node, action);
         }
-        self.send_news(node);
+        self.send_news();
         let Some(agent) = self.agents[at(node)].as_deref_mut() else { return };
         if let Some(due) = agent.core.poll_timeout() {
             let due = due.as_nanos();
@@ -201,9 +214,8 @@ impl World {
             Action::Refuse { upload, reason } => self.refuse(node, upload, reason),
             Action::TellGained { peer, blob, pieces } => self.tell_gained(node, peer, layer_of(blob), pieces),
             Action::TellHave { peer, blob, have } => {
-                self.send_news(node);
-                let us = |id| Input::PeerHas { peer: id, blob, have };
-                self.tell(node, peer, us);
+                self.send_news();
+                self.tell_have(node, peer, layer_of(blob), have);
             }
             Action::Connect { peer } => self.connect(node, peer),
             Action::Ban { peer, span } => self.ban(node, peer, span.as_nanos()),
@@ -215,29 +227,31 @@ impl World {
         }
     }
 
-    /// Says something to a connected peer; `word` gets the id under which the peer knows the node.
-    fn tell(&mut self, node: u32, peer: PeerId, word: impl FnOnce(PeerId) -> Input<'static>) {
-        let Some(agent) = self.agents[at(node)].as_deref() else { return };
-        let Some(&Peer { node: to, conn, theirs, .. }) = agent.peers.get(peer) else { return };
-        if conn == 0 {
-            return;
-        }
-        let Some(other) = self.agents[at(to)].as_deref() else { return };
-        let input = Box::new(word(other.peers.id(theirs)));
-        let when = self.reach(super::End::Node(node), super::End::Node(to));
-        self.say(when, Word::FromPeer { to, slot: theirs, conn, input });
+    /// When a peer hears what a node says now.
+    pub(super) fn heard_at(&self, node: u32, peer: &Peer) -> u64 {
+        self.after(peer.away, End::Node(node), End::Node(peer.node))
     }
 
-    pub(super) fn heard_from_peer(&mut self, to: u32, slot: u32, conn: u32, input: Input<'static>) {
-        if self.is_linked(to, slot, conn) {
-            self.feed(to, input);
+    /// Tells a connected peer what a node holds.
+    fn tell_have(&mut self, node: u32, peer: PeerId, layer: u32, have: Have) {
+        let Some(agent) = self.agents[at(node)].as_deref() else { return };
+        let Some(&peer) = agent.peers.get(peer).filter(|peer| peer.conn != 0) else { return };
+        let when = self.heard_at(node, &peer);
+        self.say(when, Word::Have { to: peer.node, slot: peer.theirs, conn: peer.conn, layer, have });
+    }
+
+    pub(super) fn heard_have(&mut self, to: u32, slot: u32, conn: u32, layer: u32, have: Have) {
+        if self.is_linked(to, slot, conn)
+            && let Some(agent) = self.agent(to)
+        {
+            let peer = agent.peers.id(slot);
+            self.feed(to, Input::PeerHas { peer, blob: blob_id(layer), have });
         }
     }
 
     /// Whether a node's connection is still the one meant.
     pub(super) fn is_linked(&self, node: u32, slot: u32, conn: u32) -> bool {
-        let peer = self.agents[at(node)].as_deref().and_then(|agent| agent.peers.list.get(at(slot)));
-        conn != 0 && peer.is_some_and(|peer| peer.conn == conn)
+        self.agents[at(node)].as_deref().is_some_and(|agent| agent.peers.is_linked(slot, conn))
     }
 
     /// Tells a node that a request to a peer that is not there came to nothing.

@@ -106,10 +106,9 @@ impl World {
 
     /// Pulls the next layers, as many at once as the runtime does.
     fn pull_layers(&mut self, node: u32) {
-        let layers: Vec<u32> = self.plan.wanted_layers().collect();
         while self.baseline.pullers[at(node)].active < self.plan.scenario.nodes.parallel_layers {
             let puller = &mut self.baseline.pullers[at(node)];
-            let Some(&layer) = layers.get(puller.next) else { return };
+            let Some(&layer) = self.plan.wanted.get(puller.next) else { return };
             puller.next += 1;
             puller.active += 1;
             match self.source(node) {

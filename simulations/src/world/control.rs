@@ -110,8 +110,8 @@ impl World {
         let Some(agent) = self.agent(node) else { return };
         agent.lists = lists;
         let introduced: Vec<_> = slots.into_iter().map(|slot| agent.peers.id(slot)).collect();
-        let layers: Vec<u32> = self.plan.wanted_layers().collect();
-        for layer in layers {
+        for index in 0..self.plan.wanted.len() {
+            let layer = self.plan.wanted[index];
             let layout = self.plan.layers[at(layer)].layout;
             let start = at(node) * self.plan.words + self.plan.layers[at(layer)].word;
             let words = &self.have[start..start + at(layout.pieces().div_ceil(64))];
@@ -137,7 +137,8 @@ impl World {
     /// Opens clients on the next layers, as many as the runtime reads at once.
     pub(super) fn open_readers(&mut self, node: u32) {
         let most = at(self.plan.scenario.nodes.parallel_layers);
-        for layer in self.plan.wanted_layers().collect::<Vec<_>>() {
+        for index in 0..self.plan.wanted.len() {
+            let layer = self.plan.wanted[index];
             if self.agent(node).is_none_or(|agent| agent.readers.len() >= most) {
                 return;
             }
@@ -178,7 +179,7 @@ impl World {
             changed = true;
         }
         if changed {
-            self.plan.wanted_layers().collect::<Vec<_>>().into_iter().for_each(|layer| self.tell_lists(node, layer));
+            (0..self.plan.wanted.len()).for_each(|index| self.tell_lists(node, self.plan.wanted[index]));
         }
     }
 
@@ -207,11 +208,14 @@ impl World {
     }
 
     fn introduce_slot(&mut self, node: u32, slot: u32, blob: Option<u32>) {
-        let layers: Vec<u32> = blob.map_or_else(|| self.plan.wanted_layers().collect(), |layer| vec![layer]);
-        for layer in layers {
-            let Some(agent) = self.agent(node) else { return };
-            let peer = agent.peers.id(slot);
-            self.feed(node, Input::PeerIntroduced { peer, blob: blob_id(layer) });
+        let Some(agent) = self.agent(node) else { return };
+        let peer = agent.peers.id(slot);
+        if let Some(layer) = blob {
+            return self.feed(node, Input::PeerIntroduced { peer, blob: blob_id(layer) });
+        }
+        for index in 0..self.plan.wanted.len() {
+            let blob = blob_id(self.plan.wanted[index]);
+            self.feed(node, Input::PeerIntroduced { peer, blob });
         }
     }
 

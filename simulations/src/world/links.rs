@@ -13,11 +13,13 @@ const DIAL_TIMEOUT: u64 = 5_000_000_000;
 impl World {
     /// Makes sure that `node` knows `other`, and tells its policy; the slot, unless the policy wants no more.
     pub(super) fn know(&mut self, node: u32, other: u32) -> Option<u32> {
-        let agent = self.agent(node)?;
-        if let Some(slot) = agent.peers.find(other) {
+        if let Some(slot) = self.agent(node)?.peers.find(other) {
             return Some(slot);
         }
-        let slot = agent.peers.add(other);
+        let away = self.topology.latency(End::Node(node), End::Node(other));
+        let away = u32::try_from(away).unwrap_or(super::agent::Peer::FAR);
+        let agent = self.agent(node)?;
+        let slot = agent.peers.add(other, away);
         let peer = agent.peers.id(slot);
         let scope = match self.plan.scenario.control.labels {
             true => self.topology.spots.shared(node, other),

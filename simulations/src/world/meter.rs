@@ -238,7 +238,7 @@ impl Meter {
             let start = self.starts[at(layer)];
             self.replicas[start..start + at(plan.layers[at(layer)].layout.pieces())].iter().copied()
         };
-        plan.wanted_layers().flat_map(of).min().unwrap_or(0)
+        plan.wanted.iter().flat_map(|layer| of(*layer)).min().unwrap_or(0)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Have-deltas. A node tells some dozens of peers the same; those that hear it at the same moment share one event, and
-//! each is handed the indexes by reference.
+//! Have-deltas. A node tells some dozens of peers what it has gained, to each what that one lacks; all who hear it at the
+//! same moment share one event, and each is handed its indexes by reference.
 
 use shoal_transfer::{
     event::{Batch, Input},
@@ -7,79 +7,85 @@ use shoal_transfer::{
 };
 
 use super::{Event, World, agent::blob_id};
-use crate::{num::at, slab::Handle, topology::End};
+use crate::{
+    num::{at, small},
+    slab::Handle,
+};
 
-/// Who hears: node, the slot of the sender there, and the connection.
+/// What one peer hears: its node, the slot of the sender there, the connection, and where its indexes stand.
 #[derive(Debug, Clone, Copy)]
-struct Hearer {
+struct Word {
     node: u32,
     slot: u32,
     conn: u32,
+    layer: u32,
+    from: u32,
+    to: u32,
 }
 
-/// Gained pieces on their way.
-#[derive(Debug)]
+/// What arrives at one moment.
+#[derive(Debug, Default)]
 pub(super) struct News {
-    layer: u32,
-    pieces: Batch,
-    hearers: Vec<Hearer>,
+    words: Vec<Word>,
+    pieces: Vec<u32>,
 }
 
 /// What one node says at one moment, until it has said all.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// What is being said.
-    current: Option<(u32, Batch)>,
-    hearers: Vec<(u64, Hearer)>,
-    /// Lists to be used again.
-    spare: Vec<Vec<Hearer>>,
+    /// By the moment at which it arrives; there are a few, for the near and the far.
+    open: Vec<(u64, News)>,
+    /// To be used again.
+    spare: Vec<News>,
+}
+
+impl Outbox {
+    fn at(&mut self, when: u64) -> &mut News {
+        let place = self.open.iter().position(|open| open.0 == when).unwrap_or_else(|| {
+            self.open.push((when, self.spare.pop().unwrap_or_default()));
+            self.open.len() - 1
+        });
+        &mut self.open[place].1
+    }
 }
 
 impl World {
-    pub(super) fn tell_gained(&mut self, node: u32, peer: PeerId, layer: u32, pieces: Batch) {
-        if self.outbox.current.is_some_and(|current| current != (layer, pieces)) {
-            self.send_news(node);
-        }
+    pub(super) fn tell_gained(&mut self, node: u32, peer: PeerId, layer: u32, batch: Batch) {
         let Some(agent) = self.agents[at(node)].as_deref() else { return };
-        let Some(peer) = agent.peers.get(peer).filter(|peer| peer.conn != 0) else { return };
-        let hearer = Hearer { node: peer.node, slot: peer.theirs, conn: peer.conn };
-        let when = self.reach(End::Node(node), End::Node(peer.node));
-        self.outbox.current = Some((layer, pieces));
-        self.outbox.hearers.push((when, hearer));
+        let Some(&peer) = agent.peers.get(peer).filter(|peer| peer.conn != 0) else { return };
+        let when = self.heard_at(node, &peer);
+        let (news, pieces) = (self.outbox.at(when), batch.as_slice());
+        // The next peer often hears the same.
+        if !news.pieces.ends_with(pieces) {
+            news.pieces.extend_from_slice(pieces);
+        }
+        let to = news.pieces.len();
+        let (from, to) = (small(to - pieces.len()), small(to));
+        news.words.push(Word { node: peer.node, slot: peer.theirs, conn: peer.conn, layer, from, to });
     }
 
-    /// Sends what was collected: one event for each moment of arrival.
-    pub(super) fn send_news(&mut self, _node: u32) {
-        let Some((layer, pieces)) = self.outbox.current.take() else { return };
-        let mut all = core::mem::take(&mut self.outbox.hearers);
-        while let Some(&(when, _)) = all.first() {
-            let mut hearers = self.outbox.spare.pop().unwrap_or_default();
-            all.retain(|(other, hearer)| {
-                if *other == when {
-                    hearers.push(*hearer);
-                }
-                *other != when
-            });
-            let news = self.news.insert(News { layer, pieces, hearers });
+    /// Sends what was collected.
+    #[inline]
+    pub(super) fn send_news(&mut self) {
+        while let Some((when, news)) = self.outbox.open.pop() {
+            let news = self.news.insert(news);
             self.push(when, Event::News(news));
         }
-        self.outbox.hearers = all;
     }
 
     pub(super) fn news_arrived(&mut self, news: Handle) {
-        let Some(News { layer, pieces, mut hearers }) = self.news.remove(news) else { return };
-        for hearer in &hearers {
-            if self.is_linked(hearer.node, hearer.slot, hearer.conn) {
-                let Some(agent) = self.agents[at(hearer.node)].as_deref() else { continue };
-                let peer = agent.peers.id(hearer.slot);
+        let Some(mut news) = self.news.remove(news) else { return };
+        for word in &news.words {
+            let Some(agent) = self.agents[at(word.node)].as_deref() else { continue };
+            if agent.peers.is_linked(word.slot, word.conn) {
+                let peer = agent.peers.id(word.slot);
+                let pieces = news.pieces[at(word.from)..at(word.to)].into();
                 self.meter.news += 1;
-                self.feed(
-                    hearer.node,
-                    Input::PeerGained { peer, blob: blob_id(layer), pieces: pieces.as_slice().into() },
-                );
+                self.feed(word.node, Input::PeerGained { peer, blob: blob_id(word.layer), pieces });
             }
         }
-        hearers.clear();
-        self.outbox.spare.push(hearers);
+        news.words.clear();
+        news.pieces.clear();
+        self.outbox.spare.push(news);
     }
 }

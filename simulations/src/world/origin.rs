@@ -88,6 +88,7 @@ impl World {
             server: ORIGIN,
             slot: 0,
             conn: 0,
+            away: super::agent::Peer::FAR,
             layer,
             piece: 0,
             priority: shoal_proto::message::Priority::Normal,
@@ -192,6 +193,7 @@ impl World {
             server: ORIGIN,
             slot: 0,
             conn: 0,
+            away: super::agent::Peer::FAR,
             layer,
             piece,
             priority: shoal_proto::message::Priority::Normal,
@@ -204,7 +206,8 @@ impl World {
         };
         let arriving = self.asks.insert(arriving);
         let bytes = self.plan.piece_bytes(layer, piece) as f64 - offset;
-        let when = self.stored_at(End::Origin, asker, bytes);
+        let arrives = self.reach(End::Origin, End::Node(asker));
+        let when = self.stored_at(arrives, asker, bytes);
         self.push(when, Event::Stored(arriving));
         match next {
             Some(piece) => self.move_piece(handle, piece, None),

@@ -44,9 +44,10 @@ pub(super) struct Ask {
     pub(super) request: RequestId,
     /// A node, or [`ORIGIN`].
     pub(super) server: u32,
-    /// The asker's slot at the server, and the connection.
+    /// The asker's slot at the server, the connection, and how long a word takes.
     pub(super) slot: u32,
     pub(super) conn: u32,
+    pub(super) away: u32,
     pub(super) layer: u32,
     pub(super) piece: u32,
     pub(super) priority: Priority,
@@ -80,18 +81,17 @@ impl World {
         priority: Priority,
     ) {
         let Some(agent) = self.agents[at(node)].as_deref() else { return };
-        let Some(&super::agent::Peer { node: server, conn, theirs, .. }) =
-            agent.peers.get(peer).filter(|p| p.conn != 0)
-        else {
+        let Some(&peer) = agent.peers.get(peer).filter(|peer| peer.conn != 0) else {
             return self.fail(node, request, Failure::ConnectionLost, self.now);
         };
         let ask = Ask {
             asker: node,
             life: agent.life,
             request,
-            server,
-            slot: theirs,
-            conn,
+            server: peer.node,
+            slot: peer.theirs,
+            conn: peer.conn,
+            away: peer.away,
             layer,
             piece,
             priority,
@@ -103,7 +103,7 @@ impl World {
             wish: None,
         };
         let handle = self.open(ask);
-        let when = self.reach(End::Node(node), End::Node(server));
+        let when = self.heard_at(node, &peer);
         self.push(when, Event::Request(handle));
     }
 
@@ -136,12 +136,12 @@ impl World {
             return self.origin_asked(handle);
         }
         let Ask { server, slot, conn, layer, piece, priority, .. } = *ask;
-        if !self.is_linked(server, slot, conn) {
+        let linked = |agent: &&mut Box<super::Agent>| agent.peers.is_linked(slot, conn);
+        let Some(agent) = self.agents[at(server)].as_mut().filter(linked) else {
             // Whoever asked hears that the connection is gone.
             self.asks.remove(handle);
             return;
-        }
-        let Some(agent) = self.agents[at(server)].as_deref_mut() else { return };
+        };
         let upload = agent.uploads.insert(handle);
         let peer = agent.peers.id(slot);
         self.asks.get_mut(handle).expect("looked up above").stage = Stage::Waiting(upload);
@@ -152,8 +152,8 @@ impl World {
         let Some(handle) = self.agent(node).and_then(|agent| agent.uploads.remove(upload)) else { return };
         let Some(ask) = self.asks.get_mut(handle) else { return };
         ask.stage = Stage::Refused(reason);
-        let asker = ask.asker;
-        let when = self.reach(End::Node(node), End::Node(asker));
+        let (asker, away) = (ask.asker, ask.away);
+        let when = self.after(away, End::Node(node), End::Node(asker));
         self.push(when, Event::Refused(handle));
     }
 
@@ -253,8 +253,11 @@ impl World {
         if server == ORIGIN {
             return self.seeder_piece_over(handle);
         }
-        self.asks.get_mut(handle).expect("looked up above").stage = Stage::Arriving;
-        let when = self.stored_at(from, asker, bytes);
+        let ask = self.asks.get_mut(handle).expect("looked up above");
+        ask.stage = Stage::Arriving;
+        let away = ask.away;
+        let arrives = self.after(away, from, End::Node(asker));
+        let when = self.stored_at(arrives, asker, bytes);
         self.push(when, Event::Stored(handle));
         match upload {
             Some(upload) => self.end_upload(server, upload, bytes),
@@ -288,9 +291,8 @@ impl World {
         }
     }
 
-    /// When bytes that have left now are hashed and written at their receiver.
-    pub(super) fn stored_at(&mut self, from: End, to: u32, bytes: f64) -> u64 {
-        let arrives = self.reach(from, End::Node(to));
+    /// When bytes that arrive at a moment are hashed and written at their receiver.
+    pub(super) fn stored_at(&mut self, arrives: u64, to: u32, bytes: f64) -> u64 {
         let takes = ceil(bytes / self.plan.scenario.nodes.disk.0 * 1e9);
         match self.agent(to) {
             Some(agent) => {

@@ -38,11 +38,10 @@ impl World {
 
     /// Unpacks what has come, in the order of the layers.
     pub(super) fn unpack(&mut self, node: u32) {
-        let layers: Vec<u32> = self.plan.wanted_layers().collect();
         let rate = self.plan.scenario.nodes.unpack.0;
         loop {
             let next = self.meter.logs[at(node)].unpacked;
-            let Some(&layer) = layers.get(next) else { return };
+            let Some(&layer) = self.plan.wanted.get(next) else { return };
             if !self.is_complete(node, layer) {
                 return;
             }
@@ -51,7 +50,7 @@ impl World {
             let log = &mut self.meter.logs[at(node)];
             log.unpack_free = log.unpack_free.max(now) + takes;
             log.unpacked += 1;
-            if log.unpacked == layers.len() {
+            if log.unpacked == self.plan.wanted.len() {
                 log.arrived = now;
                 let ready = log.unpack_free;
                 self.meter.arrived += 1;

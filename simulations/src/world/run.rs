@@ -125,13 +125,12 @@ impl World {
             return None;
         }
         let soon = self.now + WATCH_EVERY;
-        let layers: Vec<u32> = self.plan.wanted_layers().collect();
         let now = Time::from_nanos(self.now);
         for node in 0..self.nodes() {
             if self.meter.logs[at(node)].arrived != u64::MAX {
                 continue;
             }
-            for &layer in &layers {
+            for &layer in &self.plan.wanted {
                 let complete = self.is_complete(node, layer);
                 let Some(agent) = self.agents[at(node)].as_deref_mut() else { break };
                 if !complete && agent.timer > soon && agent.core.is_deadlocked(blob_id(layer), now) {
