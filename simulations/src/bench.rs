@@ -24,8 +24,8 @@ const COUNTED: [&str; 4] = ["dc-1k", "--policy=shoal", "--nodes=60", "--set=imag
 
 /// Measures.
 pub(crate) fn bench(args: &cli::Bench) -> Result<ExitCode, Failure> {
-    if let Some(trace) = &args.replay {
-        simgrid::replay(trace)?;
+    if let (Some(trace), Some(links)) = (&args.replay, &args.links) {
+        simgrid::replay(trace, links)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut figures: BTreeMap<&str, f64> = BTreeMap::new();

@@ -55,7 +55,7 @@ pub(crate) struct What {
     #[arg(long, value_enum, default_value_t = RatesChoice::Exact)]
     pub(crate) rates: RatesChoice,
     /// How far exact rates may be off, relatively.
-    #[arg(long, value_name = "PART", default_value_t = 1e-3)]
+    #[arg(long, value_name = "PART", default_value_t = EPSILON)]
     pub(crate) epsilon: f64,
     /// Sizes of the layers from an image manifest, `-` for standard input: skopeo inspect --raw docker://… |
     #[arg(long, value_name = "FILE")]
@@ -64,6 +64,9 @@ pub(crate) struct What {
     #[arg(long, value_name = "FILE")]
     pub(crate) topology: Option<PathBuf>,
 }
+
+/// How far exact rates may be off, relatively, unless somebody says otherwise.
+pub(crate) const EPSILON: f64 = 1e-3;
 
 /// `--rates`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -167,6 +170,9 @@ pub(crate) struct Export {
     /// Where to (standard output without).
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// The links of the origin (-1) and of each node in bytes a second, as `node,up,down`, into this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) links: Option<PathBuf>,
 }
 
 /// `gate`.
@@ -187,6 +193,9 @@ pub(crate) struct Bench {
     #[arg(long)]
     pub(crate) short: bool,
     /// Only the exact-rate replay of a trace on a star, for SimGrid's to be put beside: prints seconds.
-    #[arg(long, value_name = "FILE", hide = true)]
+    #[arg(long, value_name = "FILE", hide = true, requires = "links")]
     pub(crate) replay: Option<PathBuf>,
+    /// The star's links for `--replay`.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) links: Option<PathBuf>,
 }

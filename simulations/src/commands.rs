@@ -7,7 +7,9 @@ mod run;
 mod show;
 pub(crate) mod sweep;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Context as _;
 
 use crate::{
     cli::{Command, Export},
@@ -83,10 +85,20 @@ fn export(args: &Export) -> Result<ExitCode, Failure> {
         let from = if transfer.from == u32::MAX { "-1".to_owned() } else { transfer.from.to_string() };
         let _ = writeln!(text, "{},{from},{},{}", transfer.start, transfer.to, transfer.bytes);
     }
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
     match &args.out {
-        Some(path) => std::fs::write(path, text)
-            .map_err(|error| anyhow::Error::from(error).context(path.display().to_string()))?,
+        Some(path) => write(path, text)?,
         None => out::say(text.trim_end()),
+    }
+    if let Some(path) = &args.links {
+        let up = setup.scenario.origin.up.0 * setup.scenario.lan.payload.0;
+        let mut text = format!("node,up,down\n-1,{up},{up}\n");
+        for (node, spot) in outcome.spots.nodes.iter().enumerate() {
+            let _ = writeln!(text, "{node},{},{}", spot.up, spot.down);
+        }
+        write(path, text)?;
     }
     Ok(exit_of(&outcome.ended))
 }

@@ -34,7 +34,7 @@ pub(crate) use flow::LINKS_MAX;
 use flow::{Flow, NONE, Path};
 use hot::Hot;
 
-use crate::num::{at, ceil, small};
+use crate::num::{at, ceil, small, span};
 
 /// Flows on a link from which on it is hot.
 const HOT_FROM: usize = 64;
@@ -45,6 +45,8 @@ const DRIFT: f64 = 0.1;
 const RELAXATIONS_MAX: u64 = 20_000;
 /// Bytes that may be left of a flow that counts as over: less than a nanosecond's worth at any rate.
 const OVER: f64 = 1e-3;
+/// Seconds that may be left of a flow that counts as over: half of what the clock can tell apart.
+const NOW: f64 = 5e-10;
 /// What sums of rates may be off by: they are kept, not added up each time.
 const ROUNDING: f64 = 1e-9;
 
@@ -399,12 +401,13 @@ impl<T: Copy> Network<T> {
         // Whom another link holds back below both levels gets what it got.
         let below = old.min(level);
         let limits = core::mem::take(&mut self.limits);
-        for (index, &limit) in limits.iter().enumerate() {
+        let members = core::mem::take(&mut self.links[at(link)].members);
+        for (member, &limit) in members.iter().zip(&limits) {
             if limit > below {
-                let flow = self.links[at(link)].members[index].flow;
-                self.give(flow, level.min(limit), link);
+                self.give(member.flow, level.min(limit), link);
             }
         }
+        self.links[at(link)].members = members;
         self.limits = limits;
     }
 
@@ -425,7 +428,9 @@ impl<T: Copy> Network<T> {
         if rate > old {
             self.touch(timer);
         }
-        self.tell(id, rate - old, by);
+        if self.exact {
+            self.tell(id, rate - old, by);
+        }
     }
 
     /// The links of a flow whose rate has moved have another load; those other than `by` that are full, or too full now,
@@ -462,21 +467,22 @@ impl<T: Copy> Network<T> {
             let entry = &self.links[at(link)];
             let mut due = entry.hot.as_ref().map_or(u64::MAX, |hot| hot.due);
             if entry.timed > 0 {
-                let of = |member: &Member| self.over_at(link, member.flow);
-                due = entry.members.iter().map(of).fold(due, u64::min);
+                let of = |member: &Member| self.lasts(link, member.flow);
+                let first = entry.members.iter().map(of).fold(f64::INFINITY, f64::min);
+                due = due.min(self.now.saturating_add(ceil(first.max(0.0) * 1e9)));
             }
             self.dues.set(link, due);
         }
         self.touched = touched;
     }
 
-    /// When a flow is over, if `link` keeps its time and nothing changes.
-    fn over_at(&self, link: u32, id: u32) -> u64 {
+    /// How many seconds a flow lasts, if `link` keeps its time and nothing changes.
+    fn lasts(&self, link: u32, id: u32) -> f64 {
         let flow = &self.flows[at(id)];
         if flow.timer != link || flow.bucket != NONE || flow.rate <= 0.0 {
-            return u64::MAX;
+            return f64::INFINITY;
         }
-        flow.since.saturating_add(ceil(flow.left.max(0.0) / flow.rate * 1e9))
+        flow.left / flow.rate - span(self.now - flow.since)
     }
 
     /// Something is due: which flows have come to what. Those that are over are taken off the network.
@@ -490,7 +496,7 @@ impl<T: Copy> Network<T> {
             }
             let mut ripe = core::mem::take(&mut self.ripe);
             let members = self.links[at(link)].members.iter().map(|member| member.flow);
-            ripe.extend(members.filter(|flow| self.over_at(link, *flow) <= now));
+            ripe.extend(members.filter(|flow| self.lasts(link, *flow) <= NOW));
             for flow in ripe.drain(..) {
                 self.come(flow, over);
             }

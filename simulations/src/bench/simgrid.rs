@@ -11,14 +11,14 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{RUNS, median, own};
 use crate::{
+    cli::EPSILON,
     network::{Network, Rates},
-    num::secs,
+    num::{at, secs},
     out,
 };
 
-/// Links of every node of the star and of the origin, in bytes a second.
-const UP: f64 = 12.5e6;
-const DOWN: f64 = 50e6;
+/// The rollout whose transfers are replayed.
+const STAR: &str = include_str!("../../bench/star.toml");
 
 /// SimGrid's side of the comparison.
 const PROGRAM: &str = include_str!("../../bench/simgrid.cpp");
@@ -27,10 +27,12 @@ const PROGRAM: &str = include_str!("../../bench/simgrid.cpp");
 /// without SimGrid.
 pub(super) fn against(nodes: u32, scratch: &Path) -> Result<Option<(f64, f64, f64)>> {
     let Some(program) = compiled(scratch)? else { return Ok(None) };
-    let trace = scratch.join(format!("star-{nodes}.csv"));
-    let nodes_arg = format!("--nodes={nodes}");
-    let export = ["export", "lab", &nodes_arg, "--set=image.size=\"32 MiB\"", "--out"];
-    let output = own()?.args(export).arg(&trace).output().context("cannot export a trace")?;
+    let (trace, links) = (scratch.join(format!("star-{nodes}.csv")), scratch.join(format!("star-{nodes}.links.csv")));
+    let (scenario, nodes_arg) = (scratch.join("star.toml"), format!("--nodes={nodes}"));
+    fs::write(&scenario, STAR).with_context(|| format!("cannot write {}", scenario.display()))?;
+    let mut export = own()?;
+    export.arg("export").arg(&scenario).args([&nodes_arg, "--out"]).arg(&trace).arg("--links").arg(&links);
+    let output = export.output().context("cannot export a trace")?;
     ensure!(output.status.success(), "export: {}", String::from_utf8_lossy(&output.stderr));
     let transfers = fs::read_to_string(&trace).context("the trace was just written")?.lines().count() - 1;
     let seconds = |command: &mut Command| -> Result<(f64, f64)> {
@@ -42,9 +44,8 @@ pub(super) fn against(nodes: u32, scratch: &Path) -> Result<Option<(f64, f64, f6
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
-        let (wall, end) = seconds(own()?.arg("bench").arg("--replay").arg(&trace))?;
-        let (their_wall, their_end) =
-            seconds(Command::new(&program).arg(&trace).args([UP.to_string(), DOWN.to_string()]))?;
+        let (wall, end) = seconds(own()?.arg("bench").arg("--replay").arg(&trace).arg("--links").arg(&links))?;
+        let (their_wall, their_end) = seconds(Command::new(&program).arg(&trace).arg(&links))?;
         ensure!(
             (end / their_end - 1.0).abs() < 0.01,
             "the replays end at {end} s here and at {their_end} s in SimGrid"
@@ -79,16 +80,28 @@ fn read(trace: &Path) -> Result<Vec<Row>> {
     rows.map(|(at, line)| row(line).with_context(|| format!("{}:{}: no transfer", trace.display(), at + 1))).collect()
 }
 
-/// Replays a trace, and prints the seconds that it took and the simulated moment of its end.
-pub(super) fn replay(trace: &Path) -> Result<()> {
-    let rows = read(trace)?;
-    let nodes = rows.iter().map(|row| row.1.max(row.2)).max().map_or(0, |node| node + 1);
-    let begun = Instant::now();
-    let mut network = Network::new(Rates::Exact { epsilon: 1e-6 });
-    for _ in 0..nodes {
-        network.add_link(UP);
-        network.add_link(DOWN);
+/// The links of the origin and the nodes of a star: up and down, one after the other.
+fn links(path: &Path) -> Result<Vec<f64>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut links = Vec::new();
+    for (at, line) in text.lines().enumerate().skip(1) {
+        let mut rates = line.split(',').skip(1).map_while(|cell| cell.parse::<f64>().ok());
+        let (up, down) = rates.next().zip(rates.next()).with_context(|| format!("{}:{}: no link", path.display(), at + 1))?;
+        links.extend([up, down]);
     }
+    Ok(links)
+}
+
+/// Replays a trace with the ε that `run` has, and prints the seconds that it took and the simulated moment of its end.
+pub(super) fn replay(trace: &Path, rates: &Path) -> Result<()> {
+    let (rows, links) = (read(trace)?, links(rates)?);
+    let nodes = rows.iter().map(|row| row.1.max(row.2)).max().map_or(0, |node| node + 1);
+    ensure!(2 * at(nodes) <= links.len(), "{} lacks nodes of {}", rates.display(), trace.display());
+    let mut network = Network::new(Rates::Exact { epsilon: EPSILON });
+    links.iter().for_each(|rate| {
+        network.add_link(*rate);
+    });
+    let begun = Instant::now();
     let (mut over, mut end, mut rows) = (Vec::new(), 0, rows.iter().peekable());
     loop {
         let due = network.due();

@@ -33,7 +33,7 @@ fn load_or_run(name: &str) -> Result<Summary, Failure> {
         set: Vec::new(),
         seed: 1,
         rates: cli::RatesChoice::Exact,
-        epsilon: 1e-3,
+        epsilon: cli::EPSILON,
         image: None,
         topology: None,
     };

@@ -51,7 +51,7 @@ fn measure() -> Result<BTreeMap<String, Figures>> {
         let scenario = Source::find(scenario)?.read(&settings, |_| Ok(()))?;
         let name = name.to_owned();
         let rates = RatesChoice::Exact;
-        let setup = Setup { name: name.clone(), scenario, topology: None, seed: SEED, rates, epsilon: 1e-3 };
+        let setup = Setup { name: name.clone(), scenario, topology: None, seed: SEED, rates, epsilon: cli::EPSILON };
         let summary = job::simulate(&setup, Policy::Shoal, Keep::default(), &mut ())?.summary;
         let makespan_s = summary.arrived.max.ok_or_else(|| anyhow!("{name} did not come to its end"))?;
         let figures = Figures {

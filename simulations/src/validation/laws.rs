@@ -112,7 +112,8 @@ fn time_grows_with_the_logarithm_of_the_nodes() {
     let times = job::spread(sizes.len(), job::cores(), |case| {
         let count = format!("nodes.count={}", sizes[case]);
         let of = |seed| run(&setup("lab", &[&count, "image.size=32 MiB"], seed), Policy::Shoal).summary.arrived.max;
-        (1..=2).map(|seed| of(seed).unwrap()).sum::<f64>() / 2.0
+        // One run of a hundred nodes is off by some percent: the mean of eight by less than a doubling adds.
+        (1..=8).map(|seed| of(seed).unwrap()).sum::<f64>() / 8.0
     });
     let n = sizes.len() as f64;
     let logs: Vec<f64> = sizes.iter().map(|size| f64::from(size.ilog2())).collect();
