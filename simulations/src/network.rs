@@ -23,16 +23,17 @@ mod dues;
 mod fill;
 mod flow;
 mod hot;
+mod relax;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 
 use dues::Dues;
-use fill::fill;
 pub(crate) use flow::LINKS_MAX;
 use flow::{Flow, NONE, Path};
 use hot::Hot;
+use relax::least;
 
 use crate::num::{at, ceil, small, span};
 
@@ -41,15 +42,10 @@ const HOT_FROM: usize = 64;
 /// How far the level of a hot link may move before the other links of its flows hear of it. They lose at most this part
 /// of the share that one hot flow has of them, which is small: many share the hot link.
 const DRIFT: f64 = 0.1;
-/// Relaxations for each change, at most: far more than ever needed, so that a fault of the arithmetic cannot hang a run.
-const RELAXATIONS_MAX: u64 = 20_000;
 /// Bytes that may be left of a flow that counts as over: less than a nanosecond's worth at any rate.
 const OVER: f64 = 1e-3;
 /// Seconds that may be left of a flow that counts as over: half of what the clock can tell apart.
 const NOW: f64 = 5e-10;
-/// What sums of rates may be off by: they are kept, not added up each time.
-const ROUNDING: f64 = 1e-9;
-
 /// How rates are worked out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Rates {
@@ -116,11 +112,12 @@ pub(crate) struct Network<T> {
     dirty: VecDeque<u32>,
     touched: Vec<u32>,
     limits: Vec<f64>,
+    fired: Vec<u32>,
     ripe: Vec<u32>,
     dues: Dues,
     /// Links filled anew, in all.
     pub(crate) relaxations: u64,
-    /// Times that [`RELAXATIONS_MAX`] was hit.
+    /// Times that they were too many at once.
     pub(crate) unsettled: u64,
 }
 
@@ -146,6 +143,7 @@ impl<T: Copy> Network<T> {
             dirty: VecDeque::new(),
             touched: Vec::new(),
             limits: Vec::new(),
+            fired: Vec::new(),
             ripe: Vec::new(),
             dues: Dues::default(),
             relaxations: 0,
@@ -337,128 +335,6 @@ impl<T: Copy> Network<T> {
         }
     }
 
-    fn relax_all(&mut self) {
-        let limit = RELAXATIONS_MAX + 4 * self.dirty.len() as u64;
-        let mut count = 0;
-        while let Some(link) = self.dirty.pop_front() {
-            self.links[at(link)].dirty = false;
-            if count == limit {
-                self.unsettled += 1;
-                continue;
-            }
-            count += 1;
-            if self.links[at(link)].hot.is_some() {
-                self.relax_hot(link);
-            } else {
-                self.relax(link);
-            }
-        }
-        self.relaxations += count;
-    }
-
-    /// What a flow gets on its links other than `link`.
-    #[inline]
-    fn elsewhere(&self, member: &Member, link: u32) -> f64 {
-        if member.other != NONE {
-            return member.cap.min(self.levels[at(member.other)]);
-        }
-        let others = self.paths[at(member.flow)].links().iter().filter(|other| **other != link);
-        others.fold(member.cap, |least, other| least.min(self.levels[at(*other)]))
-    }
-
-    /// The level at which a link's capacity is used up; its capacity where its flows do not. What the flows get elsewhere
-    /// is left in `limits`, in their order.
-    fn filled(&mut self, link: u32) -> f64 {
-        let mut limits = core::mem::take(&mut self.limits);
-        limits.clear();
-        let entry = &self.links[at(link)];
-        limits.extend(entry.members.iter().map(|member| self.elsewhere(member, link)));
-        let level = if !self.exact {
-            entry.capacity / limits.len().max(1) as f64
-        } else if limits.iter().sum::<f64>() <= entry.capacity {
-            entry.capacity
-        } else {
-            fill(entry.capacity, &limits)
-        };
-        self.limits = limits;
-        level
-    }
-
-    /// Looks at a link after changes.
-    fn relax(&mut self, link: u32) {
-        let (old, entry) = (self.levels[at(link)], &self.links[at(link)]);
-        let capacity = entry.capacity;
-        // Of a link that is not full all flows are held back elsewhere.
-        if self.exact && old >= capacity && entry.load <= capacity * (1.0 + ROUNDING) {
-            self.levels[at(link)] = capacity;
-            return;
-        }
-        let level = self.filled(link);
-        if !moved(old, level, self.epsilon) {
-            return;
-        }
-        self.levels[at(link)] = level;
-        // Whom another link holds back below both levels gets what it got.
-        let below = old.min(level);
-        let limits = core::mem::take(&mut self.limits);
-        let members = core::mem::take(&mut self.links[at(link)].members);
-        for (member, &limit) in members.iter().zip(&limits) {
-            if limit > below {
-                self.give(member.flow, level.min(limit), link);
-            }
-        }
-        self.links[at(link)].members = members;
-        self.limits = limits;
-    }
-
-    /// Gives a flow the rate that its links' levels allow, `by` having moved.
-    fn give(&mut self, id: u32, rate: f64, by: u32) {
-        let (now, epsilon) = (self.now, self.epsilon);
-        let flow = &mut self.flows[at(id)];
-        if flow.warm {
-            return self.assign(id, by);
-        }
-        let old = flow.rate;
-        if !moved(old, rate, epsilon) {
-            return;
-        }
-        flow.bring_up(now);
-        flow.rate = rate;
-        let timer = flow.timer;
-        if rate > old {
-            self.touch(timer);
-        }
-        if self.exact {
-            self.tell(id, rate - old, by);
-        }
-    }
-
-    /// The links of a flow whose rate has moved have another load; those other than `by` that are full, or too full now,
-    /// have to be looked at.
-    fn tell(&mut self, id: u32, change: f64, by: u32) {
-        let path = self.paths[at(id)];
-        for &link in path.links() {
-            let entry = &mut self.links[at(link)];
-            entry.load += change;
-            if entry.hot.is_some() {
-                self.hear(link, id, change);
-                continue;
-            }
-            if link == by || !self.exact {
-                continue;
-            }
-            if self.is_strained(link) {
-                self.mark(link);
-            }
-        }
-    }
-
-    /// Whether a link is full, or too full: whatever changes there has to be looked at.
-    fn is_strained(&self, link: u32) -> bool {
-        let Link { capacity, load, .. } = self.links[at(link)];
-        self.levels[at(link)] < capacity || load > capacity * (1.0 + ROUNDING)
-    }
-
     /// Works out when the touched links are due.
     fn schedule(&mut self) {
         let mut touched = core::mem::take(&mut self.touched);
@@ -468,7 +344,7 @@ impl<T: Copy> Network<T> {
             let mut due = entry.hot.as_ref().map_or(u64::MAX, |hot| hot.due);
             if entry.timed > 0 {
                 let of = |member: &Member| self.lasts(link, member.flow);
-                let first = entry.members.iter().map(of).fold(f64::INFINITY, f64::min);
+                let first = entry.members.iter().map(of).fold(f64::INFINITY, least);
                 due = due.min(self.now.saturating_add(ceil(first.max(0.0) * 1e9)));
             }
             self.dues.set(link, due);
@@ -488,20 +364,20 @@ impl<T: Copy> Network<T> {
     /// Something is due: which flows have come to what. Those that are over are taken off the network.
     pub(crate) fn fire(&mut self, now: u64, over: &mut Vec<(T, Reached)>) {
         self.now = now;
-        while let Some(link) = self.dues.first_link().filter(|_| self.dues.first() <= now) {
-            self.dues.set(link, u64::MAX);
+        let (mut due, mut ripe) = (core::mem::take(&mut self.fired), core::mem::take(&mut self.ripe));
+        self.dues.until(now, &mut due);
+        for link in due.drain(..) {
             self.touch(link);
             if self.links[at(link)].hot.is_some() {
                 self.fire_hot(link, over);
             }
-            let mut ripe = core::mem::take(&mut self.ripe);
             let members = self.links[at(link)].members.iter().map(|member| member.flow);
             ripe.extend(members.filter(|flow| self.lasts(link, *flow) <= NOW));
             for flow in ripe.drain(..) {
                 self.come(flow, over);
             }
-            self.ripe = ripe;
         }
+        (self.fired, self.ripe) = (due, ripe);
     }
 
     fn owner(&self, id: u32) -> T {
@@ -522,9 +398,4 @@ impl<T: Copy> Network<T> {
             over.push((owner, Reached::End));
         }
     }
-}
-
-/// Whether a rate moved by more than a fraction `epsilon` of the greater of both.
-fn moved(old: f64, new: f64, epsilon: f64) -> bool {
-    (old - new).abs() > epsilon * old.max(new)
 }

@@ -86,7 +86,8 @@ fn links(path: &Path) -> Result<Vec<f64>> {
     let mut links = Vec::new();
     for (at, line) in text.lines().enumerate().skip(1) {
         let mut rates = line.split(',').skip(1).map_while(|cell| cell.parse::<f64>().ok());
-        let (up, down) = rates.next().zip(rates.next()).with_context(|| format!("{}:{}: no link", path.display(), at + 1))?;
+        let (up, down) =
+            rates.next().zip(rates.next()).with_context(|| format!("{}:{}: no link", path.display(), at + 1))?;
         links.extend([up, down]);
     }
     Ok(links)

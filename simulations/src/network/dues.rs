@@ -7,7 +7,7 @@ const WAYS: usize = 4;
 /// Not in the heap.
 const OUT: u32 = u32::MAX;
 
-/// Links by the moment at which they are due. Equal moments come by the links' numbers, whatever happened before.
+/// Links by the moment at which they are due.
 #[derive(Debug, Default)]
 pub(super) struct Dues {
     heap: Vec<(u64, u32)>,
@@ -26,9 +26,18 @@ impl Dues {
         self.heap.first().map_or(u64::MAX, |entry| entry.0)
     }
 
-    /// The link that is due first.
-    pub(super) fn first_link(&self) -> Option<u32> {
-        self.heap.first().map(|entry| entry.1)
+    /// The links that are due at `now` or before, by their numbers. They stay due.
+    pub(super) fn until(&self, now: u64, links: &mut Vec<u32>) {
+        self.collect(0, now, links);
+        links.sort_unstable();
+    }
+
+    fn collect(&self, place: usize, now: u64, links: &mut Vec<u32>) {
+        if let Some(&(_, link)) = self.heap.get(place).filter(|entry| entry.0 <= now) {
+            links.push(link);
+            let first = WAYS * place + 1;
+            (first..first + WAYS).for_each(|child| self.collect(child, now, links));
+        }
     }
 
     /// Sets when a link is due; `u64::MAX` for never.
@@ -57,7 +66,7 @@ impl Dues {
 
     /// Puts an entry in place of another, and moves it to where it belongs.
     fn put(&mut self, place: usize, entry: (u64, u32)) {
-        if place > 0 && entry < self.heap[(place - 1) / WAYS] {
+        if place > 0 && entry.0 < self.heap[(place - 1) / WAYS].0 {
             self.up(place, entry);
         } else {
             self.down(place, entry);
@@ -67,7 +76,7 @@ impl Dues {
     fn up(&mut self, mut place: usize, entry: (u64, u32)) {
         while place > 0 {
             let parent = (place - 1) / WAYS;
-            if self.heap[parent] <= entry {
+            if self.heap[parent].0 <= entry.0 {
                 break;
             }
             self.land(place, self.heap[parent]);
@@ -79,13 +88,18 @@ impl Dues {
     fn down(&mut self, mut place: usize, entry: (u64, u32)) {
         loop {
             let first = WAYS * place + 1;
-            let children = first..(first + WAYS).min(self.heap.len());
-            let Some(least) = children.min_by_key(|child| self.heap[*child]) else { break };
-            if entry <= self.heap[least] {
+            let Some(children) = self.heap.get(first..(first + WAYS).min(self.heap.len())) else { break };
+            let (mut least, mut at) = (entry, place);
+            for (index, child) in children.iter().enumerate() {
+                if child.0 < least.0 {
+                    (least, at) = (*child, first + index);
+                }
+            }
+            if at == place {
                 break;
             }
-            self.land(place, self.heap[least]);
-            place = least;
+            self.land(place, least);
+            place = at;
         }
         self.land(place, entry);
     }
@@ -113,9 +127,11 @@ mod tests {
             for (link, due) in sets {
                 dues.set(link, due);
                 oracle[at(link)] = due;
-                let least = (0u32..).zip(&oracle).map(|(link, due)| (*due, link)).min().unwrap();
-                prop_assert_eq!(dues.first(), least.0);
-                prop_assert_eq!(dues.first_link(), (least.0 < u64::MAX).then_some(least.1));
+                prop_assert_eq!(dues.first(), *oracle.iter().min().unwrap());
+                let mut links = Vec::new();
+                dues.until(15, &mut links);
+                let expected: Vec<u32> = (0..20).filter(|link| oracle[at(*link)] <= 15).collect();
+                prop_assert_eq!(links, expected);
             }
         }
     }

@@ -25,16 +25,8 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) const GONE: Self = Self {
-        left: 0.0,
-        rest: 0.0,
-        rate: 0.0,
-        cap: 0.0,
-        since: 0,
-        bucket: NONE,
-        timer: NONE,
-        warm: false,
-    };
+    pub(super) const GONE: Self =
+        Self { left: 0.0, rest: 0.0, rate: 0.0, cap: 0.0, since: 0, bucket: NONE, timer: NONE, warm: false };
 
     /// Bytes left at `now`, of one that is in no bucket.
     pub(super) fn left_at(&self, now: u64) -> f64 {

@@ -12,9 +12,9 @@
 use std::{cmp::Ordering, collections::BinaryHeap};
 
 use super::{
-    Network, OVER, ROUNDING, Reached,
+    Network, OVER, Reached,
     flow::{Flow, NONE},
-    moved,
+    relax::{ROUNDING, least, moved},
 };
 use crate::num::{at, ceil, span};
 
@@ -156,8 +156,7 @@ impl<T: Copy> Network<T> {
             hot.heap.push(Finish { end: flow.left, flow: id });
             self.mark(home);
         }
-        let others = self.paths[at(id)].links().iter().filter(|link| **link != home);
-        let elsewhere = others.fold(self.flows[at(id)].cap, |least, link| least.min(self.levels[at(*link)]));
+        let elsewhere = self.most(id, home);
         let hot = self.hot_mut(home);
         hot.high = hot.high.min(elsewhere);
     }
@@ -236,7 +235,7 @@ impl<T: Copy> Network<T> {
     /// What a flow gets on its links other than `link`.
     fn most(&self, id: u32, link: u32) -> f64 {
         let others = self.paths[at(id)].links().iter().filter(|other| **other != link);
-        others.fold(self.flows[at(id)].cap, |least, other| least.min(self.levels[at(*other)]))
+        others.fold(self.flows[at(id)].cap, |most, other| least(most, self.levels[at(*other)]))
     }
 
     /// Fills the link anew and sorts its flows into those inside and those outside.

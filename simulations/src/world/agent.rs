@@ -167,16 +167,7 @@ impl World {
         let Some(agent) = self.agents[at(node)].as_deref_mut() else { return };
         agent.core.handle(input, now);
         self.meter.decisions += 1;
-        self.drain(node);
-    }
-
-    fn drain(&mut self, node: u32) {
-        loop {
-            let Some(agent) = self.agents[at(node)].as_deref_mut() else { return };
-            let Some(action) = agent.core.poll_action() else { break };
-            if self.tracer.is_some() {
-                self.note(node, || format!("   -> {}", text(&action)));
-            }
+        while let Some(action) = self.agents[at(node)].as_deref_mut().and_then(|agent| agent.core.poll_action()) {
             self.perform(node, action);
         }
         self.send_news();
@@ -201,7 +192,12 @@ impl World {
         self.feed(node, Input::Timeout);
     }
 
+    /// Kept apart from [`Self::feed`]: most inputs are followed by no action.
+    #[inline(never)]
     fn perform(&mut self, node: u32, action: Action) {
+        if self.tracer.is_some() {
+            self.note(node, || format!("   -> {}", text(&action)));
+        }
         match action {
             Action::Fetch { request, peer, blob, piece, priority } => {
                 self.fetch(node, request, peer, layer_of(blob), piece, priority);
