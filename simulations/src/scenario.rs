@@ -280,7 +280,7 @@ pub(crate) struct Origin {
     pub(crate) up: Rate,
     /// Requests that it answers a second; further ones wait.
     pub(crate) requests: f64,
-    /// Nodes that it sends pieces to at once.
+    /// Pieces that it sends at once, at most: fewer as long as those fill its uplink.
     pub(crate) slots: u32,
     /// Longest wait for one of those; whoever waits longer is told to come again.
     pub(crate) slot_wait: Span,
@@ -297,7 +297,7 @@ impl Default for Origin {
             up: gbit(10.0),
             requests: 10_000.0,
             slots: 32,
-            slot_wait: secs(3),
+            slot_wait: secs(8),
             mirror_up: gbit(10.0),
             pulls_per_hour: 0,
         }

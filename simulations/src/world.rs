@@ -16,6 +16,7 @@ mod origin;
 mod pieces;
 mod pipeline;
 mod run;
+mod slots;
 mod tracker;
 
 use std::collections::VecDeque;
@@ -69,6 +70,8 @@ enum Event {
     Ping(Handle),
     /// A request has waited for the seeder's turn for long.
     SlotWait(Handle),
+    /// A slot of the seeder has been held for long.
+    Slots,
     /// Anything rare.
     Word(Handle),
     /// Gained pieces reach some peers.
@@ -284,6 +287,7 @@ impl World {
             Event::Crash(node) => (15, node, 0),
             Event::Leave(node) => (16, node, 0),
             Event::Fault(which) => (17, u32::from(which), 0),
+            Event::Slots => (18, 0, 0),
             // Neither changes anything.
             Event::Sample | Event::Watch => return,
         };
@@ -305,6 +309,7 @@ impl World {
             Event::Stored(ask) => self.stored(ask),
             Event::Ping(ask) => self.ping(ask),
             Event::SlotWait(ask) => self.slot_waited(ask),
+            Event::Slots => self.look_at_slots(),
             Event::Word(word) => {
                 if let Some(word) = self.words.remove(word) {
                     self.heard(word);

@@ -123,7 +123,7 @@ mod tests {
         ) {
             let mut dues = Dues::default();
             (0..20).for_each(|_| dues.add_link());
-            let mut oracle = vec![u64::MAX; 20];
+            let mut oracle = [u64::MAX; 20];
             for (link, due) in sets {
                 dues.set(link, due);
                 oracle[at(link)] = due;

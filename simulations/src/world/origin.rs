@@ -1,5 +1,5 @@
-//! The seeder as nodes meet it: it answers so many requests a second, sends pieces to so many nodes at once, tells who
-//! waits too long to come again, and picks the pieces itself.
+//! The seeder as nodes meet it: it answers so many requests a second, sends as few pieces at once as fill its uplink,
+//! tells who waits too long to come again, and picks the pieces itself.
 
 use std::collections::VecDeque;
 
@@ -11,12 +11,17 @@ use shoal_transfer::{
 use super::{
     End, Event, Handle, ORIGIN, Word, World,
     pieces::{Ask, Stage},
+    slots::Slots,
 };
 use crate::{
     ledger::{self, Choice, Cut, Ledger},
     num::{at, ceil},
     plan::Plan,
 };
+
+/// What the kernel holds of a piece from the seeder when it has all of it: 64 KiB that the seeder lets it hold unsent, and
+/// as much in flight or in the queue of the narrowest link. The next piece is then another's.
+const UNSENT: f64 = (128 << 10) as f64;
 
 /// What a node wants of the seeder.
 #[derive(Debug)]
@@ -47,7 +52,9 @@ pub(super) struct Origin {
     ledger: Ledger,
     waiting: VecDeque<Handle>,
     sends: Vec<Send>,
-    slots: usize,
+    slots: Slots,
+    /// When it looks at the slots again, while somebody waits for one.
+    look_at: u64,
     pub(super) requests: u64,
     /// When images were pulled, where that is limited.
     pub(super) pulls: VecDeque<u64>,
@@ -65,7 +72,8 @@ impl Origin {
             ledger: Ledger::new(plan.layers.iter().map(cut).collect(), regions, nodes),
             waiting: VecDeque::new(),
             sends: Vec::new(),
-            slots: at(plan.scenario.origin.slots),
+            slots: Slots::new(plan.scenario.origin.slots),
+            look_at: u64::MAX,
             requests: 0,
             pulls: VecDeque::new(),
         }
@@ -136,9 +144,24 @@ impl World {
         }
     }
 
+    /// A slot may have been held for long enough.
+    pub(super) fn look_at_slots(&mut self) {
+        if self.origin.look_at <= self.now {
+            self.origin.look_at = u64::MAX;
+            self.serve_waiting();
+        }
+    }
+
     /// Gives pieces to whoever waits, while slots are free.
     fn serve_waiting(&mut self) {
-        while self.origin.sends.len() < self.origin.slots {
+        while !self.origin.waiting.is_empty() {
+            if let Err(due) = self.origin.slots.free(self.now) {
+                if due < self.origin.look_at {
+                    self.origin.look_at = due;
+                    self.push(due, Event::Slots);
+                }
+                return;
+            }
             let Some(handle) = self.origin.waiting.pop_front() else { return };
             let Some(ask) = self.asks.get(handle).filter(|ask| !ask.cancelled) else { continue };
             let Some(wish) = ask.wish.as_ref() else { continue };
@@ -152,19 +175,39 @@ impl World {
                 max: usize::from(wish.max),
                 stalled: wish.stalled,
             };
-            let (asker, life, request) = (ask.asker, ask.life, ask.request);
+            let (asker, life, request, layer) = (ask.asker, ask.life, ask.request, ask.layer);
             match self.origin.ledger.choose(&asked, self.now) {
                 Choice::Wait(nanos) => self.answer(handle, Stage::Deferred(nanos)),
                 Choice::Give(pieces, number) => {
                     let when = self.reach(End::Origin, End::Node(asker));
                     let input = Box::new(Input::SeederGave { request, pieces: pieces.clone().into() });
                     self.say(when, Word::Input { node: asker, life, input });
+                    let bytes = pieces.iter().map(|piece| self.plan.piece_bytes(layer, *piece)).sum();
                     let mut left: VecDeque<u32> = pieces.into();
                     let Some(first) = left.pop_front() else { continue };
+                    self.origin.slots.take(number, bytes, self.now);
                     self.origin.sends.push(Send { ask: handle, number, left });
-                    self.move_piece(handle, first, None);
+                    self.send_piece(handle, first);
                 }
             }
+        }
+    }
+
+    /// Starts the transfer of the next piece of a send. Of the last it is told when the kernel has it.
+    fn send_piece(&mut self, handle: Handle, piece: u32) {
+        self.move_piece(handle, piece, None);
+        let last = self.send_of(handle).is_some_and(|place| self.origin.sends[place].left.is_empty());
+        if let Some(Stage::Moving { flow, .. }) = self.asks.get(handle).map(|ask| ask.stage).filter(|_| last) {
+            self.network.tell_before_end(flow, UNSENT);
+        }
+    }
+
+    /// The seeder's kernel has all of a send.
+    pub(super) fn seeder_send_taken(&mut self, handle: Handle) {
+        if let Some(place) = self.send_of(handle) {
+            let (number, now) = (self.origin.sends[place].number, self.now);
+            self.origin.slots.end(number, true, now);
+            self.serve_waiting();
         }
     }
 
@@ -210,9 +253,10 @@ impl World {
         let when = self.stored_at(arrives, asker, bytes);
         self.push(when, Event::Stored(arriving));
         match next {
-            Some(piece) => self.move_piece(handle, piece, None),
+            Some(piece) => self.send_piece(handle, piece),
             None => {
                 self.origin.sends.swap_remove(place);
+                self.origin.slots.end(number, true, self.now);
                 self.asks.remove(handle);
                 self.close(handle, asker, request);
                 self.serve_waiting();
@@ -227,6 +271,7 @@ impl World {
         if let Some(place) = self.send_of(handle) {
             let send = self.origin.sends.swap_remove(place);
             let (region, now) = (self.region_of(asker), self.now);
+            self.origin.slots.end(send.number, false, now);
             let sent = ledger::Sending { blob: layer, region, node: asker, send: send.number };
             for piece in core::iter::once(piece).chain(send.left) {
                 self.origin.ledger.ended(sent, piece, false, now);

@@ -268,6 +268,9 @@ impl World {
     /// The server's kernel has all of a piece: its policy may start the next.
     pub(super) fn upload_taken(&mut self, handle: Handle) {
         let Some(ask) = self.asks.get_mut(handle) else { return };
+        if ask.server == ORIGIN {
+            return self.seeder_send_taken(handle);
+        }
         let Stage::Moving { upload: Some(upload), flow } = ask.stage else { return };
         ask.stage = Stage::Moving { upload: None, flow };
         let server = ask.server;
