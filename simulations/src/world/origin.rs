@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{
     ledger::{self, Choice, Cut, Ledger},
-    num::{at, ceil},
+    num::{at, ceil, secs},
     plan::Plan,
 };
 
-/// What the kernel holds of a piece from the seeder when it has all of it: 64 KiB that the seeder lets it hold unsent, and
-/// as much in flight or in the queue of the narrowest link. The next piece is then another's.
-const UNSENT: f64 = (128 << 10) as f64;
+/// What the kernel holds unsent of a piece from the seeder when it has all of it: the next piece is then another's.
+const UNSENT: f64 = (64 << 10) as f64;
+/// What else it holds: what is in flight, and at least this in the queue of the narrowest link.
+const QUEUED: f64 = (64 << 10) as f64;
 
 /// What a node wants of the seeder.
 #[derive(Debug)]
@@ -197,8 +198,13 @@ impl World {
     fn send_piece(&mut self, handle: Handle, piece: u32) {
         self.move_piece(handle, piece, None);
         let last = self.send_of(handle).is_some_and(|place| self.origin.sends[place].left.is_empty());
-        if let Some(Stage::Moving { flow, .. }) = self.asks.get(handle).map(|ask| ask.stage).filter(|_| last) {
-            self.network.tell_before_end(flow, UNSENT);
+        let Some(ask) = self.asks.get(handle).filter(|_| last) else { return };
+        if let Stage::Moving { flow, .. } = ask.stage {
+            let asker = End::Node(ask.asker);
+            let share = self.network.capacity(self.topology.origin_up) / self.origin.sends.len() as f64;
+            let round_trip = 2.0 * secs(self.topology.latency(End::Origin, asker));
+            let flying = share.min(self.topology.flow_max(End::Origin, asker)) * round_trip;
+            self.network.tell_before_end(flow, UNSENT + flying.max(QUEUED));
         }
     }
 
