@@ -120,6 +120,8 @@ enum Word {
     Opened { node: u32, life: u32, names: Vec<u32>, lists: Lists },
     /// Others are named, for one blob or for all.
     Names { to: u32, life: u32, blob: Option<u32>, names: Vec<u32> },
+    /// The candidate lists that another node knows.
+    Lists { to: u32, life: u32, from: u32, lists: Lists },
     /// An announcement has reached the DHT.
     Announced { node: u32, blob: u32 },
     /// A look-up in the DHT has come to its end.
@@ -339,6 +341,7 @@ impl World {
             Word::Pull { node, life, counted } => self.pull_arrived(node, life, counted),
             Word::Opened { node, life, names, lists } => self.opened(node, life, &names, lists),
             Word::Names { to, life, blob, names } => self.named(to, life, blob, &names),
+            Word::Lists { to, life, from, lists } => self.heard_lists(to, life, from, lists),
             Word::Announced { node, blob } => self.announced(node, blob),
             Word::Found { node, life, blob } => self.found(node, life, blob),
         }

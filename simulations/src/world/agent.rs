@@ -26,6 +26,8 @@ pub(super) struct Peer {
     pub(super) theirs: u32,
     /// How long a word takes to it, in nanoseconds; [`Peer::FAR`] if that is more than fits.
     pub(super) away: u32,
+    /// The connection on which it was last sent candidate lists.
+    pub(super) listed: u32,
 }
 
 impl Peer {
@@ -54,7 +56,7 @@ impl Peers {
             (peer.node, peer.away) = (node, away);
             return slot;
         }
-        self.list.push(Peer { node, generation: 0, conn: 0, theirs: 0, away });
+        self.list.push(Peer { node, generation: 0, conn: 0, theirs: 0, away, listed: 0 });
         small(self.list.len() - 1)
     }
 
@@ -241,6 +243,7 @@ impl World {
             && let Some(agent) = self.agent(to)
         {
             let peer = agent.peers.id(slot);
+            self.send_lists(to, slot);
             self.feed(to, Input::PeerHas { peer, blob: blob_id(layer), have });
         }
     }

@@ -163,14 +163,26 @@ impl World {
         }
     }
 
-    /// Two nodes have met: the newer of their lists is known to this one.
-    pub(super) fn swap_lists(&mut self, node: u32, slot: u32) {
-        let Some(other) = self.agents[at(node)].as_deref().map(|agent| agent.peers.list[at(slot)].node) else { return };
-        let shared = self.topology.spots.shared(node, other);
-        let theirs = self.agents[at(other)].as_deref().map(|agent| agent.lists.clone()).unwrap_or_default();
-        let Some(agent) = self.agent(node) else { return };
+    /// A peer has spoken of the image: it is sent the lists that this node knows, once on each connection.
+    pub(super) fn send_lists(&mut self, node: u32, slot: u32) {
+        let Some(agent) = self.agent(node).filter(|agent| !agent.lists.0.is_empty()) else { return };
+        let lists = agent.lists.clone();
+        let peer = &mut agent.peers.list[at(slot)];
+        if core::mem::replace(&mut peer.listed, peer.conn) == peer.conn {
+            return;
+        }
+        let peer = *peer;
+        let (when, life) = (self.heard_at(node, &peer), self.lives[at(peer.node)]);
+        self.say(when, Word::Lists { to: peer.node, life, from: node, lists });
+    }
+
+    /// A node hears of another's lists: it takes those that are newer than its own.
+    pub(super) fn heard_lists(&mut self, node: u32, life: u32, from: u32, lists: Lists) {
+        let shared = self.topology.spots.shared(node, from);
+        let same = self.lives[at(node)] == life;
+        let Some(agent) = self.agent(node).filter(|_| same) else { return };
         let mut changed = false;
-        for entry in theirs.0.into_iter().filter(|entry| shared <= entry.0) {
+        for entry in lists.0.into_iter().filter(|entry| shared <= entry.0) {
             match agent.lists.0.iter_mut().find(|own| own.0 == entry.0) {
                 Some(own) if own.1 < entry.1 => *own = entry,
                 None => agent.lists.0.push(entry),

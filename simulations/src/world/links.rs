@@ -86,7 +86,6 @@ impl World {
         let peer = agent.peers.id(slot);
         agent.fresh.push(slot);
         self.feed(node, Input::Connected { peer });
-        self.swap_lists(node, slot);
         self.plan_exchange(node);
     }
 
