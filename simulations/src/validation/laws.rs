@@ -196,13 +196,25 @@ fn the_missing_piece_is_survived_if_the_origin_sends_faster_than_nodes_come() {
     assert!(calm < 60 && crowded > 3 * calm.max(20), "{calm} {crowded}");
 }
 
+/// Medians and 99th percentiles of what Kraken's README reports, 10 and 18 seconds, with so many of its 2,600 hosts.
+fn as_krakens(nodes: u32) -> (f64, f64) {
+    let outcome = run(&setup("kraken-2600", &[&format!("nodes.count={nodes}")], 1), Policy::Shoal);
+    let took = outcome.summary.took;
+    let (p50, p99) = (took.p50.unwrap(), took.p99.unwrap());
+    eprintln!("{nodes} hosts: p50 {p50:.1} s (Kraken 10), p99 {p99:.1} s (Kraken 18)");
+    (p50, p99)
+}
+
+#[test]
+fn the_tail_of_krakens_published_run_is_matched_at_a_size_that_fits() {
+    let (p50, p99) = as_krakens(200);
+    assert!(p99 <= 18.0 * 1.3, "{p50} {p99}");
+}
+
 #[test]
 #[ignore = "minutes: 2,600 hosts and 3 GB, as Kraken's README reports"]
 fn krakens_published_run_is_matched() {
-    let outcome = run(&setup("kraken-2600", &[], 1), Policy::Shoal);
-    let took = outcome.summary.took;
-    let (p50, p99) = (took.p50.unwrap(), took.p99.unwrap());
-    eprintln!("p50 {p50:.1} s (Kraken 10), p99 {p99:.1} s (Kraken 18)");
+    let (p50, p99) = as_krakens(2600);
     assert!(p50 <= 12.0 && p99 <= 18.0 * 1.3, "{p50} {p99}");
 }
 

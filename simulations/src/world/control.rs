@@ -207,16 +207,16 @@ impl World {
 
     fn introduce(&mut self, node: u32, other: u32, blob: Option<u32>) {
         let Some(agent) = self.agent(node) else { return };
-        let (known, full) = (agent.peers.find(other), agent.peers.list.len() >= INTERESTED_MAX);
-        if known.is_none() && full {
-            return;
+        let slot = match agent.peers.find(other) {
+            // For all layers there is nothing new about whom the node has known.
+            Some(_) if blob.is_none() => return,
+            None if agent.peers.list.len() >= INTERESTED_MAX => return,
+            Some(slot) => Some(slot),
+            None => self.know(node, other),
+        };
+        if let Some(slot) = slot {
+            self.introduce_slot(node, slot, blob);
         }
-        let Some(slot) = self.know(node, other) else { return };
-        // For all layers there is nothing new about whom the node has known.
-        if known.is_some() && blob.is_none() {
-            return;
-        }
-        self.introduce_slot(node, slot, blob);
     }
 
     fn introduce_slot(&mut self, node: u32, slot: u32, blob: Option<u32>) {
