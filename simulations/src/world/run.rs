@@ -70,8 +70,8 @@ impl World {
         let limit = self.plan.scenario.run.limit.0;
         self.push(0, Event::Sample);
         self.push(WATCH_EVERY, Event::Watch);
+        self.network.settle(self.now);
         let ended = loop {
-            self.network.settle(self.now);
             // Of what happens at the same moment the network comes first.
             let due = self.network.due();
             let next = self.queue.pop_before(due);
@@ -99,6 +99,7 @@ impl World {
                     self.handle(event);
                 }
             }
+            self.network.settle(self.now);
             if self.meter.ready == self.nodes() {
                 break Ended::Complete;
             }
