@@ -157,7 +157,9 @@ fn csv(points: &[Point]) -> String {
 
 fn print(points: &[Point], seeds: u32) {
     let names: Vec<String> = FIGURES.iter().map(|(name, _)| format!("{name:>21}")).collect();
-    out::say(format_args!("mean (least–most) over {seeds} seeds\n{:<34}{}", "", names.join("")));
+    let label = |point: &Point| format!("{} {}", point.settings.join(" "), point.policy.name());
+    let width = points.iter().map(|point| label(point).chars().count()).max().unwrap_or(0);
+    out::say(format_args!("mean (least–most) over {seeds} seeds\n{:<width$}{}", "", names.join("")));
     for point in points {
         let cells: Vec<String> = FIGURES
             .iter()
@@ -178,10 +180,6 @@ fn print(points: &[Point], seeds: u32) {
                 format!("{text:>21}")
             })
             .collect();
-        out::say(format_args!(
-            "{:<34}{}",
-            format!("{} {}", point.settings.join(" "), point.policy.name()),
-            cells.join("")
-        ));
+        out::say(format_args!("{:<width$}{}", label(point), cells.join("")));
     }
 }
