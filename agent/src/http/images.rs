@@ -67,8 +67,9 @@ pub(super) struct Images {
     pub(super) grants: Grants,
     /// Until when the loop's capability for an image lasts.
     told: Mutex<BTreeMap<(Digest, Repository), UnixSeconds>>,
-    /// In which images a blob is. Bounded by the image records in the store.
-    members: Mutex<BTreeMap<Digest, BTreeSet<(Repository, Digest)>>>,
+    /// In which images a blob is, in order: a set would take a kilobyte for each blob. Bounded by the image records in the
+    /// store.
+    members: Mutex<BTreeMap<Digest, Vec<(Repository, Digest)>>>,
     pub(super) prefetching: Mutex<BTreeSet<Digest>>,
     pub(super) tasks: TaskTracker,
 }
@@ -403,7 +404,12 @@ impl Images {
     pub(super) fn learn(&self, record: &ImageRecord) {
         let mut members = lock(&self.members);
         for digest in record.all() {
-            members.entry(digest).or_default().insert((record.repository.clone(), record.image));
+            let (owners, owner) = (members.entry(digest).or_default(), (record.repository.clone(), record.image));
+            if let Err(at) = owners.binary_search(&owner) {
+                // Nearly always the only one.
+                owners.reserve_exact(usize::from(owners.is_empty()));
+                owners.insert(at, owner);
+            }
         }
     }
 
