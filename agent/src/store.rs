@@ -256,6 +256,13 @@ struct Entry {
     live: Weak<Blob>,
 }
 
+impl Entry {
+    /// Bytes that are still to be written, to within a piece.
+    fn missing(&self) -> u64 {
+        self.size / u64::from(self.pieces.max(1)) * u64::from(self.pieces - self.stored.min(self.pieces))
+    }
+}
+
 impl Store {
     /// Opens the store in `config.dir`, drops files and records that lost their partner, and starts to verify pieces
     /// that a crash of the machine left in doubt.

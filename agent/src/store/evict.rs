@@ -34,12 +34,13 @@ impl Shared {
         // A row that is there and could not be opened is replaced.
         let mut gone = self.forget(&[digest])?;
         gone.extend(self.make_room(&digest, size)?);
-        let file = match files::create(&self.config.dir, &digest, size) {
+        let promised = self.index().entries.values().map(Entry::missing).sum();
+        let file = match files::create(&self.config.dir, &digest, size, promised) {
             Err(error) if files::is_full(&error) => {
                 // Others share the disk: what the quota would let stay goes after all.
                 gone.extend(self.evict(size)?);
                 std::mem::take(&mut gone).unlink();
-                files::create(&self.config.dir, &digest, size)
+                files::create(&self.config.dir, &digest, size, promised)
             }
             result => result,
         };

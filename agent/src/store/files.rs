@@ -15,6 +15,8 @@ use shoal_proto::Digest;
 pub(super) const LOCK: &str = "lock";
 /// Files on their way out: emptied at every start.
 pub(super) const TRASH: &str = "trash";
+/// Linux's number for file systems in memory (`TMPFS_MAGIC`).
+const TMPFS: i64 = 0x0102_1994;
 /// The folder of blob files.
 pub(super) const BLOBS: &str = "blobs";
 
@@ -43,22 +45,36 @@ pub(super) fn digest_of(name: &str) -> Option<Digest> {
     format!("{algorithm}:{name}").parse().ok()
 }
 
-/// Makes the file of `digest` anew, with `size` bytes reserved. A file system without `fallocate` gets a sparse file:
-/// there a full disk shows at the write.
-pub(super) fn create(dir: &Path, digest: &Digest, size: u64) -> io::Result<File> {
+/// Makes the file of `digest` anew, with `size` bytes reserved: `promised` bytes of other files are still to be written. A
+/// file system without `fallocate` gets a sparse file: there a full disk shows at the write.
+pub(super) fn create(dir: &Path, digest: &Digest, size: u64, promised: u64) -> io::Result<File> {
     let path = path(dir, digest);
     make_dir(path.parent().expect("a blob's path has a folder"))?;
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-    let reserved = if size == 0 { Ok(()) } else { rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size) };
-    let result = match reserved {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size).map(|()| file),
-        Err(error) => Err(error.into()),
-    };
+    let result = if size == 0 { Ok(()) } else { reserve(&file, size, promised) };
     if result.is_err() {
         remove(&path);
     }
-    result
+    result.map(|()| file)
+}
+
+/// In memory there are no places on a disk to choose, and to reserve is to allocate page by page, and to zero what is then
+/// written in parts: a sixth of all that a receiver does. There the room is counted instead.
+fn reserve(file: &File, size: u64, promised: u64) -> io::Result<()> {
+    let system = rustix::fs::fstatfs(file)?;
+    if system.f_type == TMPFS {
+        let free = system.f_bavail.saturating_mul(u64::try_from(system.f_bsize).unwrap_or(0));
+        // Of no bound is one that was mounted so.
+        if system.f_blocks > 0 && free < size.saturating_add(promised) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        return file.set_len(size);
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens the file of `digest`, if it is there with its full length.
