@@ -26,6 +26,7 @@ mod mutate;
 pub mod peer;
 pub mod rate;
 pub mod running;
+pub mod sockets;
 pub mod status;
 pub mod store;
 #[cfg(test)]

@@ -67,6 +67,14 @@ impl Agent {
     /// # Errors
     /// The data folder, a port or the seeder's word is not usable.
     pub async fn start(config: Config) -> Result<Running> {
+        Self::start_on(config, None).await
+    }
+
+    /// The same with the registry on a socket that was bound before, whatever ports the configuration names for it.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub async fn start_on(config: Config, registry: Option<std::net::TcpListener>) -> Result<Running> {
         let config = Arc::new(config);
         if config.insecure_open {
             tracing::warn!("open mode (--insecure-open): anybody who reaches the ports is let in");
@@ -74,7 +82,10 @@ impl Agent {
         let store = open_store(&config).await?;
         let identity = Identity::load_or_create(&config.data_dir)?;
         // Before the seeder is waited for: a port that is taken shows at once.
-        let registry_listeners = bind(&config.listen.registry, "registry", "--listen").await?;
+        let registry_listeners = match registry {
+            Some(bound) => vec![TcpListener::from_std(bound).context("cannot use the socket on standard input")?],
+            None => bind(&config.listen.registry, "registry", "--listen").await?,
+        };
         let status_listeners = bind(&config.listen.status, "status", "--status").await?;
         let (admin_listener, admin_path) = admin::bind(&config.data_dir)
             .with_context(|| format!("cannot make the admin socket in {}", config.data_dir.display()))?;

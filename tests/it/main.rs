@@ -4,6 +4,7 @@ mod attack_keys;
 mod attack_kubernetes;
 mod attack_membership;
 mod attack_names;
+mod attack_port;
 mod attack_tenants;
 mod bad_input;
 mod cli;

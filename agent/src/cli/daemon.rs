@@ -10,6 +10,7 @@ use super::out::{Out, Usage};
 use crate::{
     Agent,
     config::{AgentArgs, Config},
+    sockets,
 };
 
 /// Threads for calls that block (the store's, name look-ups). They come and go; this many never wait for one another in
@@ -37,7 +38,7 @@ pub(super) fn run(args: &AgentArgs, out: &mut Out) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
         let mut running = tokio::select! {
-            started = Agent::start(config) => started?,
+            started = Agent::start_on(config, sockets::inherited()) => started?,
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };

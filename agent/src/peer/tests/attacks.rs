@@ -55,6 +55,9 @@ async fn an_overheard_greeting_is_of_no_use_from_another_address_or_to_another_n
         side.wait_refused(Refused::WrongNode).await;
         assert!(side.events.try_recv().is_err(), "nobody came up");
     }
+    // Once more to the node that heard it, from the very address that said it.
+    let mut again = from([127, 0, 0, 1], a.address).await;
+    assert_eq!(replay(&mut again, &overheard).await, Message::Close { reason: CloseReason::Protocol });
     // The hello alone, with a proof by the thief's own key.
     let mut thief = from([127, 0, 0, 2], a.address).await;
     let forged = Message::Proof { signature: identity(66).sign(b"anything") };
