@@ -9,14 +9,20 @@ use shoal_proto::{
     digest::Algorithm,
     envelope::Envelope,
     name::{Repository, Tag},
+    oci::UploadId,
     signed::Statement,
 };
 
-use super::{Local, uploads::UPLOADS_MAX};
+use super::{
+    Local,
+    tables::{OldUploadRecord, Table},
+    uploads::UPLOADS_MAX,
+};
 use crate::store::{
     AppendError, BeginError, CommitError, Expected, Manifest, MoveTagError, NewManifest, PutManifestError, Sign, Store,
     Uploader,
 };
+use crate::time::unix_seconds;
 
 pub(super) fn sign() -> Sign {
     let key = SigningKey::from_bytes(&[1; 32]);
@@ -170,4 +176,53 @@ async fn a_hundred_thousand_sessions_are_asked_for_and_a_thousand_are_open() {
     assert_eq!((open.len(), refused), (UPLOADS_MAX, 100_000 - UPLOADS_MAX));
     store.cancel_upload(&at_a, &open[0]).await.unwrap();
     assert!(store.begin_upload(&at_a, Algorithm::Sha256).await.is_ok(), "one that ends makes room");
+}
+
+#[tokio::test]
+async fn an_upload_of_the_first_format_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let (by, content) = (Uploader::from(name("a")), Bytes::from(vec![5; 100_000]));
+    let upload: UploadId = "00112233445566778899aabbccddeeff".parse().unwrap();
+    let store = Local::open(dir.path(), 0).unwrap();
+    let mut batch = store.0.tables.batch();
+    let record = OldUploadRecord { repository: by.repository.clone(), sha512: false, began: unix_seconds() };
+    batch.put_record(Table::OldUpload, upload.as_str().as_bytes(), &record);
+    batch.commit().unwrap();
+    drop(store);
+    std::fs::write(dir.path().join("uploads").join(upload.as_str()), &content[..70_000]).unwrap();
+    std::fs::write(dir.path().join("format"), "1\n").unwrap();
+    let store = Local::open(dir.path(), 0).unwrap();
+    assert_eq!(store.upload_len(&by, &upload).await.unwrap(), 70_000);
+    let mut append = store.append(&by, &upload, Some(70_000)).await.unwrap();
+    append.write(content.slice(70_000..)).await.unwrap();
+    append.finish().await.unwrap();
+    store.commit_upload(&by, &upload, Digest::of(&content), sign()).await.unwrap();
+    assert!(!store.0.tables.has(Table::OldUpload, upload.as_str().as_bytes()).unwrap());
+    assert_eq!(std::fs::read_to_string(dir.path().join("format")).unwrap(), "2\n");
+}
+
+#[tokio::test]
+async fn a_large_upload_is_synced_as_it_comes_and_one_that_cannot_be_becomes_no_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let (by, store) = (Uploader::from(name("a")), Local::open(dir.path(), 0).unwrap());
+    let content = Bytes::from(vec![6; 40 << 20]);
+    let digest = Digest::of(&content);
+    for broken in [false, true] {
+        let upload = store.begin_upload(&by, Algorithm::Sha256).await.unwrap();
+        let mut append = store.append(&by, &upload, None).await.unwrap();
+        for part in 0..40 {
+            append.write(content.slice(part << 20..(part + 1) << 20)).await.unwrap();
+        }
+        append.finish().await.unwrap();
+        if broken {
+            let (session, _claim) = store.0.claim(&by, &upload).unwrap();
+            let file = dir.path().join("uploads").join(upload.as_str());
+            std::fs::rename(&file, dir.path().join("away")).unwrap();
+            assert!(session.sync_early().is_err(), "there is nothing to be synced");
+            std::fs::rename(dir.path().join("away"), file).unwrap();
+        }
+        let committed = store.commit_upload(&by, &upload, digest, sign()).await;
+        assert!(matches!((broken, committed), (false, Ok(_)) | (true, Err(CommitError::Store(_)))));
+    }
+    assert_eq!(store.blob_info(&by.repository, digest).await.unwrap().unwrap().size, 40 << 20);
 }
