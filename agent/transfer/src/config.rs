@@ -51,10 +51,13 @@ pub struct Config {
     pub upload_slots: u32,
     /// Uploads that wait, at most; more are refused with `Busy`.
     pub upload_queue_max: u32,
-    /// Uploads that may wait however slow the uplink is: it must not run dry between two requests.
+    /// Uploads that may wait however slow the uplink is, and before its pace is known: it must not run dry between two
+    /// requests.
     pub upload_queue_base: u32,
     /// Longest wait that an upload is queued for, by the measured pace: who would wait longer is refused, and asks one
-    /// that is idle. In simulated swarms of equal links queues of a second cost a fifth more time than queues of this.
+    /// that is idle. What waits is promised on old news: the piece may be rare no more when its turn comes, and another
+    /// could have sent it meanwhile. In simulated swarms of equal links queues of this cost a twentieth less time than
+    /// queues of three times as long.
     pub upload_queue_ahead: Span,
     /// An upload that has waited for so long goes before pieces that were served less often.
     pub upload_wait: Span,
@@ -73,7 +76,7 @@ pub struct Config {
     /// Pieces in transmission for each slot, with those that hold none any more: what they share may be this node's own
     /// uplink after all, and of too many none would come to its end.
     pub upload_sending_factor: u32,
-    /// Requests to the seeder under way at once for a blob.
+    /// Requests to the seeder under way at once for a blob of which no peer holds or wants anything; one where some do.
     pub seeder_requests_max: u32,
     /// Pieces asked of the seeder in one request.
     pub seeder_batch: u16,
@@ -98,17 +101,17 @@ pub struct Config {
     /// News of gained pieces wait for more at most this long, so that they go out in batches: of those between 10 and
     /// 100 ms all give the same times to complete, and each message costs its receiver as much as a decision.
     pub have_interval: Span,
-    /// A peer that is busy is asked again after half the usual time for a piece, but not before this.
+    /// A peer that is busy is asked again after this and up to as much again, drawn at random; each time that it is busy
+    /// again, after twice as long.
     pub busy_rest_min: Span,
-    /// A busy peer is asked again after this at the latest, until it has been busy [`busy_often`](Self::busy_often) times
-    /// in a row.
+    /// A busy peer is asked again after this at the latest: by then half of its queue is done even where pieces are slow.
     pub busy_rest_max: Span,
-    /// A peer that was busy so often in a row is left alone for twice as long each time, up to 64 times as long: it has
-    /// others to serve, or never serves anybody.
+    /// A peer that was busy so often in a row, for [`busy_in_vain`](Self::busy_in_vain), and never served anything, counts
+    /// for one that holds nothing.
     pub busy_often: u32,
-    /// A peer that was busy for so long without a pause, and never served anything, counts for one that holds nothing.
+    /// See [`busy_often`](Self::busy_often).
     pub busy_in_vain: Span,
-    /// Longest pause for a peer that is busy.
+    /// Pause for a peer that was busy in vain.
     pub busy_often_max: Span,
     /// First pause after a failed dial or a failure of a peer; doubles up to `backoff_max`.
     pub backoff_base: Span,
@@ -147,7 +150,7 @@ impl Default for Config {
             upload_slots: 1,
             upload_queue_max: 256,
             upload_queue_base: 1,
-            upload_queue_ahead: Span::from_millis(300),
+            upload_queue_ahead: Span::from_millis(100),
             upload_wait: Span::from_secs(1),
             upload_queue_per_peer_max: 16,
             upload_slots_max: 8,
@@ -165,7 +168,7 @@ impl Default for Config {
             seeder_patience: Span::from_secs(20),
             slow_factor: 4,
             have_interval: Span::from_millis(100),
-            busy_rest_min: Span::from_millis(1),
+            busy_rest_min: Span::from_millis(20),
             busy_rest_max: Span::from_millis(250),
             busy_often: 32,
             busy_in_vain: Span::from_secs(10),

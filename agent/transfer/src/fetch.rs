@@ -230,7 +230,7 @@ impl Node {
         if let Some(rate) = rate_now {
             let ahead = u32::try_from(self.bytes_ahead(rate)).unwrap_or(u32::MAX);
             let lane = self.lane(peer);
-            (lane.open, lane.ahead) = (lane.open - 1, ahead);
+            (lane.open, lane.ahead, lane.busy) = (lane.open - 1, ahead, false);
         }
         let since = now.since(self.stored_at).as_nanos().max(1);
         let rate = u64::try_from(u128::from(len) * 1_000_000_000 / u128::from(since)).unwrap_or(u64::MAX);

@@ -198,6 +198,9 @@ impl Node {
     pub(crate) fn askable(&self, peer: PeerId, piece_len: u64) -> Option<u32> {
         let lane = self.lanes.get(peer.slot()).filter(|lane| lane.ready)?;
         let (base, max) = (self.config.pipeline_base, self.config.pipeline_max);
+        if lane.busy && lane.open > 0 {
+            return None;
+        }
         let beyond = |ahead: u32| u64::from(ahead + 1).saturating_mul(piece_len) <= u64::from(lane.ahead);
         (lane.open < max && lane.open.checked_sub(base).is_none_or(beyond)).then_some(lane.open)
     }

@@ -108,7 +108,7 @@ impl Node {
     /// A node that knows nothing yet. All its randomness comes from `seed`.
     #[must_use]
     pub fn new(config: Config, seed: u64, now: Time) -> Self {
-        let queue_limit = config.upload_queue_max.min(8 * config.upload_queue_base) as usize;
+        let queue_limit = config.upload_queue_max.min(config.upload_queue_base) as usize;
         let cross_limit = config.cross_requests_base;
         Self {
             request_limit: config.requests_base.min(config.requests_max),

@@ -23,9 +23,6 @@ pub(crate) enum Link {
 /// Dials under way in all, as a multiple of the fresh ones: bounds the sockets that wait for the dead.
 const DIALS_STALE_FACTOR: u32 = 4;
 
-/// How often the pause for a peer that is always busy doubles.
-const BUSY_DOUBLINGS_MAX: u32 = 6;
-
 /// A known peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -102,6 +99,8 @@ pub(crate) struct Lane {
     pub(crate) ahead: u32,
     /// Whether it is connected and does not rest.
     pub(crate) ready: bool,
+    /// Whether it was busy when it was last asked: one request at a time finds out whether it still is.
+    pub(crate) busy: bool,
 }
 
 impl Node {
@@ -309,24 +308,28 @@ impl Node {
         }
     }
 
-    /// Leaves a busy peer alone until about one of its queue is done. Whether it has been busy for so long, and never
-    /// served anything, that it counts for one that holds nothing: what it claims must not keep others from being asked.
+    /// Leaves a busy peer alone, each time for twice as long until it serves something. Whether it has been busy for so
+    /// long, and never served anything, that it counts for one that holds nothing: what it claims must not keep others
+    /// from being asked.
     pub(crate) fn rest_briefly(&mut self, peer: PeerId) -> bool {
-        let half = Span::from_nanos(self.usual.as_nanos() / 2);
-        let pause = half.max(self.config.busy_rest_min).min(self.config.busy_rest_max);
         let mut vain = false;
+        // Those who were refused together must not come back together.
+        let jitter = (u128::from(self.rng.next()) * u128::from(self.config.busy_rest_min.as_nanos())) >> 64;
+        let jitter = Span::from_nanos(u64::try_from(jitter).unwrap_or(0));
         if let Some(known) = self.peers.get_mut(peer) {
             if known.busy == 0 {
                 known.busy_since = self.now;
             }
             known.busy = known.busy.saturating_add(1);
+            let pause = backoff(self.config.busy_rest_min, self.config.busy_rest_max, known.busy - 1);
             let long = self.now.since(known.busy_since) >= self.config.busy_in_vain;
             vain = long && known.rate == 0 && known.busy > self.config.busy_often;
-            let often = known.busy.saturating_sub(self.config.busy_often).min(BUSY_DOUBLINGS_MAX);
-            let until = self.now + backoff(pause, pause.max(self.config.busy_often_max), often);
+            let pause = if vain { pause.max(self.config.busy_often_max) } else { pause };
+            let until = self.now + pause + jitter;
             known.rest_until = until;
             self.wake_at(until);
             self.set_ready(peer);
+            self.lane(peer).busy = true;
         }
         vain
     }

@@ -30,7 +30,9 @@ impl Node {
             let until = blob.hold_until;
             return self.wake_at(until);
         }
-        if blob.missing.is_empty() || blob.seeder.open >= self.config.seeder_requests_max || waits {
+        // Among others each new piece has a node, and so an uplink, of its own to go on from.
+        let most = if blob.holders.is_empty() { self.config.seeder_requests_max } else { 1 };
+        if blob.missing.is_empty() || blob.seeder.open >= most || waits {
             return;
         }
         let words = blob.missing.words().len();

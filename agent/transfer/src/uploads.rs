@@ -110,7 +110,7 @@ impl Node {
         smooth(&mut self.upload_pace, busy);
         // The fastest of late: it is forgotten slowly, so that a link that has become slower is believed in the end.
         let (best, took) = (self.upload_best.as_nanos(), self.now.since(started).as_nanos());
-        self.upload_best = Span::from_nanos(if best == 0 { took } else { took.min(best + best / 32 + 1) });
+        self.upload_best = Span::from_nanos(if best == 0 { took } else { took.min(best + best / 512 + 1) });
         let fit = self.config.upload_queue_ahead.as_nanos() / self.upload_pace.as_nanos().max(1);
         let (base, max) = (self.config.upload_queue_base as usize, self.config.upload_queue_max as usize);
         self.queue_limit = usize::try_from(fit).unwrap_or(max).clamp(base.min(max), max);
