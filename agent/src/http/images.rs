@@ -67,8 +67,7 @@ pub(super) struct Images {
     pub(super) grants: Grants,
     /// Until when the loop's capability for an image lasts.
     told: Mutex<BTreeMap<(Digest, Repository), UnixSeconds>>,
-    /// In which images a blob is, in order: a set would take a kilobyte for each blob. Bounded by the image records in the
-    /// store.
+    /// In which images a blob is, in order; bounded by the store's records. A set takes a kilobyte for each blob.
     members: Mutex<BTreeMap<Digest, Vec<(Repository, Digest)>>>,
     pub(super) prefetching: Mutex<BTreeSet<Digest>>,
     pub(super) tasks: TaskTracker,
@@ -406,8 +405,7 @@ impl Images {
         for digest in record.all() {
             let (owners, owner) = (members.entry(digest).or_default(), (record.repository.clone(), record.image));
             if let Err(at) = owners.binary_search(&owner) {
-                // Nearly always the only one.
-                owners.reserve_exact(usize::from(owners.is_empty()));
+                owners.reserve_exact(1);
                 owners.insert(at, owner);
             }
         }
