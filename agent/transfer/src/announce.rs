@@ -46,17 +46,17 @@ impl Node {
             let peer = holder.peer;
             if whole {
                 self.actions.push_back(Action::TellHave { peer, blob: id, have: blob.own_have() });
-                continue;
-            }
-            let mut batch = Batch::default();
-            for &piece in blob.news.iter().filter(|piece| !blob.holders.has(at, **piece)) {
-                if !batch.push(piece) {
-                    self.actions.push_back(Action::TellGained { peer, blob: id, pieces: batch });
-                    batch = Batch::first_of(&[piece]);
+            } else {
+                let lacks =
+                    |piece: &&u32| blob.layout.piece(**piece).is_some_and(|piece| !blob.holders.holds(at, piece));
+                let mut left = blob.news.iter().filter(lacks).copied();
+                loop {
+                    let pieces = Batch::take(&mut left);
+                    if pieces.as_slice().is_empty() {
+                        break;
+                    }
+                    self.actions.push_back(Action::TellGained { peer, blob: id, pieces });
                 }
-            }
-            if !batch.as_slice().is_empty() {
-                self.actions.push_back(Action::TellGained { peer, blob: id, pieces: batch });
             }
         }
         blob.news.clear();

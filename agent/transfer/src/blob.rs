@@ -50,8 +50,6 @@ pub(crate) struct Blob {
     /// How often this node has served each piece, up to 255.
     pub(crate) served: Box<[u8]>,
     pub(crate) holders: Holders,
-    /// Peers that were told what this node holds and have not spoken yet; how many pieces that was.
-    pub(crate) greeted: Vec<(PeerId, u32)>,
     /// Peers said to be interested.
     pub(crate) candidates: Vec<PeerId>,
     /// How many of them are connected or dialled.
@@ -71,9 +69,6 @@ pub(crate) struct Blob {
     /// Before then the seeder is not asked, while introduced peers have not spoken.
     pub(crate) grace_until: Time,
     pub(crate) find_at: Time,
-    /// None of its requests is old enough to be taken from its peer before then; and whether that was found when all was
-    /// asked for.
-    pub(crate) steal_at: (Time, bool),
     pub(crate) announced: bool,
     pub(crate) stalled_told: bool,
 }
@@ -90,7 +85,6 @@ impl Blob {
             provisional: prefix.is_some(),
             served: vec![0; layout.pieces() as usize].into(),
             holders: Holders::new(layout),
-            greeted: Vec::new(),
             candidates: Vec::new(),
             linked: 0,
             readers: Vec::new(),
@@ -103,7 +97,6 @@ impl Blob {
             hold_until: now,
             grace_until: now,
             find_at: now,
-            steal_at: (now, false),
             announced: !have.is_empty(),
             stalled_told: false,
             have,
@@ -173,29 +166,6 @@ impl Blob {
         if self.have.is_complete() { Have::All } else { Have::Set(self.have.to_bytes()) }
     }
 
-    /// Notes that a peer is told what this node holds; whether it has been told the same before.
-    pub(crate) fn greet(&mut self, peer: PeerId) -> bool {
-        let now = self.have.len();
-        match self.greeted.iter_mut().find(|(greeted, _)| *greeted == peer) {
-            Some((_, pieces)) => core::mem::replace(pieces, now) == now,
-            None => {
-                self.greeted.push((peer, now));
-                false
-            }
-        }
-    }
-
-    /// A peer has spoken: whether it was told all that this node holds. If so it hears of what is gained from now on.
-    pub(crate) fn was_greeted(&mut self, peer: PeerId) -> bool {
-        let Some(at) = self.greeted.iter().position(|(greeted, _)| *greeted == peer) else { return false };
-        let (_, pieces) = self.greeted.swap_remove(at);
-        let same = pieces == self.have.len();
-        if let Some(at) = self.holders.find(peer).filter(|_| same) {
-            self.holders.tell(at);
-        }
-        same
-    }
-
     /// Replaces what a peer holds; false if the set is not one of this blob.
     pub(crate) fn set_holding(&mut self, peer: PeerId, scope: Scope, have: &Have) -> bool {
         match have {
@@ -212,26 +182,11 @@ impl Blob {
 
     /// Adds pieces to what a peer holds; false if it never told its set or names a piece that the blob lacks.
     pub(crate) fn add_holding(&mut self, peer: PeerId, pieces: &[u32]) -> bool {
-        self.holders.find(peer).is_some_and(|at| self.add_pieces(at, pieces).is_some())
-    }
-
-    /// Adds pieces to what the holder at `at` has: whether one of them is missing here; none if one is not of this blob.
-    pub(crate) fn add_pieces(&mut self, at: usize, pieces: &[u32]) -> Option<bool> {
-        let mut useful = false;
-        let mut left = pieces;
-        while let Some(&first) = left.first() {
-            // Pieces of one word are counted together.
-            let (word, mut bits) = (first / 64, 0u64);
-            while let Some((&piece, rest)) = left.split_first().filter(|(piece, _)| **piece / 64 == word) {
-                if piece >= self.layout.pieces() {
-                    return None;
-                }
-                bits |= 1 << (piece % 64);
-                left = rest;
-            }
-            useful |= self.missing.words()[word as usize] & bits != 0;
-            self.holders.add(at, word as usize, bits);
+        let Some(at) = self.holders.find(peer) else { return false };
+        for &index in pieces {
+            let Some(piece) = self.layout.piece(index) else { return false };
+            self.holders.add(at, piece);
         }
-        Some(useful)
+        true
     }
 }

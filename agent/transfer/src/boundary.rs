@@ -19,16 +19,15 @@ const ZONE_CANDIDATES_MIN: usize = 8;
 /// One scope's candidates, and the pieces that this node won among them.
 #[derive(Debug)]
 struct List {
-    /// Sorted.
     ranks: Box<[u64]>,
     owned: Box<[u64]>,
-    /// Who stood for election last, sorted.
+    /// Who stood for election last.
     stood: Vec<u64>,
 }
 
 impl List {
     fn new(ranks: &[u64]) -> Self {
-        Self { ranks: sorted(ranks), owned: Box::default(), stood: Vec::new() }
+        Self { ranks: ranks.into(), owned: Box::default(), stood: Vec::new() }
     }
 
     /// Elects the owners anew; whether that has changed anything for `me`.
@@ -37,21 +36,15 @@ impl List {
         if self.owned.len() != words {
             self.owned = vec![0; words].into();
         }
-        let present = || self.ranks.iter().copied().filter(|rank| !absent.contains(rank));
-        if present().eq(self.stood.iter().copied()) {
+        let present: Vec<u64> = self.ranks.iter().copied().filter(|rank| !absent.contains(rank)).collect();
+        if present == self.stood {
             return false;
         }
-        let present: Vec<u64> = present().collect();
-        let candidate = self.ranks.binary_search(&me).is_ok();
-        let stood = self.stood.binary_search(&me).is_ok();
-        if !candidate && !stood {
-            self.stood = present;
-            return false;
-        }
+        let candidate = self.ranks.contains(&me);
         // If nobody has gone, what was won can be lost to those who have come, and nothing else changes.
-        let (new, gone) = compare(&self.stood, &present);
-        let grown = stood && !gone;
-        let rivals = if grown { &new } else { &present };
+        let grown = self.stood.contains(&me) && self.stood.iter().all(|rank| present.contains(rank));
+        let new = |rank: &u64| !grown || !self.stood.contains(rank);
+        let rivals: Vec<u64> = present.iter().copied().filter(new).collect();
         let mut changed = false;
         for (base, owned) in (0..layout.pieces()).step_by(64).zip(&mut self.owned) {
             let all = !0u64 >> (64 - (layout.pieces() - base).min(64));
@@ -64,34 +57,13 @@ impl List {
             while asked != 0 {
                 let bit = asked.trailing_zeros();
                 asked &= asked - 1;
-                won |= u64::from(wins(layout, base + bit, me, rivals)) << bit;
+                won |= u64::from(wins(layout, base + bit, me, &rivals)) << bit;
             }
             changed |= core::mem::replace(owned, won) != won;
         }
         self.stood = present;
         changed
     }
-}
-
-/// What is new in `now`, and whether anything of `before` is gone; both sorted.
-fn compare(before: &[u64], now: &[u64]) -> (Vec<u64>, bool) {
-    let (mut new, mut gone, mut left) = (Vec::new(), false, before);
-    for &rank in now {
-        while let Some((_, rest)) = left.split_first().filter(|(old, _)| **old < rank) {
-            (gone, left) = (true, rest);
-        }
-        match left.split_first() {
-            Some((old, rest)) if *old == rank => left = rest,
-            _ => new.push(rank),
-        }
-    }
-    (new, gone || !left.is_empty())
-}
-
-fn sorted(ranks: &[u64]) -> Box<[u64]> {
-    let mut ranks: Box<[u64]> = ranks.into();
-    ranks.sort_unstable();
-    ranks
 }
 
 /// Whether `me` wins a piece against all of `rivals`.
@@ -129,7 +101,7 @@ impl Boundaries {
         let had = place.is_some();
         match place {
             // What was won stays until the election.
-            Some(old) if !ranks.is_empty() => old.ranks = sorted(ranks),
+            Some(old) if !ranks.is_empty() => old.ranks = ranks.into(),
             _ => *place = (!ranks.is_empty()).then(|| List::new(ranks)),
         }
         had && ranks.is_empty()
@@ -137,17 +109,14 @@ impl Boundaries {
 
     /// Whether the node of that rank is a candidate anywhere.
     pub(crate) fn names(&self, rank: u64) -> bool {
-        [&self.site, &self.zone, &self.region].into_iter().flatten().any(|list| list.ranks.binary_search(&rank).is_ok())
+        [&self.site, &self.zone, &self.region].into_iter().flatten().any(|list| list.ranks.contains(&rank))
     }
 
-    /// Elects the owners of all pieces among the candidates of one scope, or of all, that are not `absent`; `me` owns what
-    /// it wins. Whether that has changed anything for this node.
-    pub(crate) fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64], only: Option<Scope>) -> bool {
-        let lists = [(Scope::Site, &mut self.site), (Scope::Zone, &mut self.zone), (Scope::Region, &mut self.region)];
-        let lists = lists.into_iter().filter(|(scope, _)| only.is_none_or(|only| only == *scope));
-        lists
-            .filter_map(|(_, list)| list.as_mut())
-            .fold(false, |changed, list| list.elect(layout, me, absent) | changed)
+    /// Elects the owners of all pieces among the candidates that are not `absent`; `me` owns what it wins. Whether that
+    /// has changed anything for this node.
+    pub(crate) fn elect(&mut self, layout: &Layout, me: u64, absent: &[u64]) -> bool {
+        let lists = [&mut self.site, &mut self.zone, &mut self.region].into_iter().flatten();
+        lists.fold(false, |changed, list| list.elect(layout, me, absent) | changed)
     }
 
     /// What may be taken from a source that shares `shared` with this node ([`Scope::Fleet`] for the seeder); none if

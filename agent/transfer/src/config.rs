@@ -45,7 +45,7 @@ pub struct Config {
     /// A piece of at most so many bytes is sent at once and takes no slot: an image's config costs little more than a
     /// refusal, and who waits for it can do nothing without it.
     pub upload_small_bytes: u64,
-    /// Pieces in transmission to peers at once where each takes long. Few, so that each is soon whole and can be passed on: an upload ends when
+    /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on: an upload ends when
     /// the kernel has taken all of it, so the next one is ready before the link runs dry, and one whose receiver is slow
     /// soon holds no slot.
     pub upload_slots: u32,
@@ -63,13 +63,9 @@ pub struct Config {
     pub upload_wait: Span,
     /// Uploads that wait for one peer.
     pub upload_queue_per_peer_max: u32,
-    /// Pieces in transmission at once, however little time one takes.
+    /// Pieces in transmission at once where a piece takes less than `pipeline_ahead`: there the time between one piece
+    /// and the next counts for more than the time that a piece takes.
     pub upload_slots_max: u32,
-    /// As many pieces, at most three, are in transmission at once as go out in this time: they keep the uplink full while
-    /// some receivers' own links are busy, and each delays the next hop of all others. In simulated swarms with equal
-    /// links up and down one alone costs up to half as much time again, unless the kernel holds most of a piece; where only
-    /// uplinks are the limit a piece that takes longer than half of this goes alone.
-    pub upload_slots_ahead: Span,
     /// An upload that takes this many times as long as the fastest of late no longer holds a slot: its receiver is the
     /// bottleneck, not this node's uplink.
     pub upload_slow_factor: u32,
@@ -158,7 +154,6 @@ impl Default for Config {
             upload_wait: Span::from_secs(1),
             upload_queue_per_peer_max: 16,
             upload_slots_max: 8,
-            upload_slots_ahead: Span::from_millis(140),
             upload_slow_factor: 2,
             upload_slot_min: Span::from_millis(20),
             upload_slot_max: Span::from_secs(5),

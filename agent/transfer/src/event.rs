@@ -44,7 +44,7 @@ pub enum Failure {
 }
 
 /// A few piece indexes in place, so that news cost no allocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
     len: u8,
     pieces: [u32; Self::MAX],
@@ -66,13 +66,14 @@ impl Batch {
         batch
     }
 
-    /// Adds an index; false if there is no room for it.
-    #[inline]
-    pub(crate) fn push(&mut self, piece: u32) -> bool {
-        let Some(place) = self.pieces.get_mut(usize::from(self.len)) else { return false };
-        *place = piece;
-        self.len += 1;
-        true
+    /// Takes up to [`Batch::MAX`] indexes.
+    pub(crate) fn take(pieces: &mut impl Iterator<Item = u32>) -> Self {
+        let mut batch = Self { len: 0, pieces: [0; Self::MAX] };
+        for (to, from) in batch.pieces.iter_mut().zip(pieces) {
+            *to = from;
+            batch.len += 1;
+        }
+        batch
     }
 
     /// The indexes.

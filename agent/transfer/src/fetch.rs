@@ -12,7 +12,6 @@ use crate::{
     event::{Action, Failure},
     fill::Rank,
     ids::{BlobId, PeerId, RequestId},
-    node::NEVER,
     time::{Span, Time},
 };
 
@@ -64,7 +63,6 @@ impl Node {
         self.stats.crossings += u64::from(self.now >= blob.cross_at && crosses);
         blob.take(piece);
         blob.urgent_open += u32::from(urgent);
-        blob.steal_at.0 = blob.steal_at.0.min(self.now + STEAL_AGE_MIN.max(self.usual).times(2));
         let priority = match (urgent, blob.background()) {
             (true, _) => Priority::Reader,
             (false, true) => Priority::Background,
@@ -99,12 +97,8 @@ impl Node {
     /// all is asked for, any piece to a peer that is idle; before, one that a reader waits for.
     pub(crate) fn steal(&mut self, id: BlobId) {
         let usual = STEAL_AGE_MIN.max(self.usual);
-        let Some(blob) = self.blobs.get(id) else { return };
-        let endgame = blob.missing.is_empty();
-        if blob.steal_at.1 == endgame && self.now < blob.steal_at.0 {
-            return self.steal_later(blob.steal_at.0);
-        }
-        let (mut found, mut next, mut old) = (None, NEVER, false);
+        let Some(endgame) = self.blobs.get(id).map(|blob| blob.missing.is_empty()) else { return };
+        let mut found = None;
         for (request, open) in self.requests.iter().filter(|(_, open)| open.blob == id && (endgame || open.urgent)) {
             let Target::Peer { peer: victim, piece } = open.target else { continue };
             let slow = usual.times(u64::from(self.config.slow_factor));
@@ -114,10 +108,9 @@ impl Node {
                 (true, false) => usual.times(2),
             };
             if self.now.since(open.issued) < age {
-                next = next.min(open.issued + age);
+                self.steal_at = self.steal_at.min(open.issued + age);
                 continue;
             }
-            old = true;
             let Some(blob) = self.blobs.get(id) else { return };
             let idle = |peer: PeerId| {
                 let taken = self.askable(peer, blob.layout.piece_len());
@@ -133,21 +126,12 @@ impl Node {
                 break;
             }
         }
-        self.steal_later(next);
-        // Where one is old enough only a peer that is idle is missing: that can change at any moment.
-        let next = if old { self.now } else { next };
-        self.with_blob(id, |blob| blob.steal_at = (next, endgame));
+        self.wake = self.wake.min(self.steal_at);
         if let Some((request, thief, piece, urgent)) = found {
             self.stats.steals += 1;
             self.cancel(request);
             self.issue(id, thief, piece, urgent);
         }
-    }
-
-    /// Looks again for what may be taken from its peer.
-    fn steal_later(&mut self, at: Time) {
-        self.steal_at = self.steal_at.min(at);
-        self.wake = self.wake.min(self.steal_at);
     }
 
     pub(crate) fn progress(&mut self, id: RequestId) {

@@ -225,48 +225,36 @@ impl Node {
             return None;
         }
         let words = blob.missing.words().len();
-        let reach = self.reach(blob, stalled);
         // A random one comes first, and of equals the first is taken.
         let start = self.rng.below(u32::try_from(blob.holders.len()).unwrap_or(u32::MAX)) as usize;
-        let mut best: Option<((Scope, u32), usize, Option<Crossing<'_>>)> = None;
-        for (at, holder) in blob.holders.iter_from(start) {
+        let mut best: Option<((Scope, u32), usize)> = None;
+        for (at, holder) in blob.holders.iter_from(start).filter(|(_, holder)| self.in_reach(blob, holder.scope)) {
             let Some(open) = self.askable(holder.peer, blob.layout.piece_len()) else { continue };
-            let Some(crossing) = reach[holder.scope as usize] else { continue };
             let key = (holder.scope, open);
-            if best.is_none_or(|(least, ..)| key < least)
-                && (0..words).any(|word| takeable(blob, at, word, crossing) != 0)
-            {
-                best = Some((key, at, crossing));
+            if best.is_none_or(|(least, _)| key < least) && useful(blob, at, stalled) {
+                best = Some((key, at));
                 if open == 0 && blob.holders.is_nearest(holder.scope) {
                     break;
                 }
             }
         }
-        let (_, at, crossing) = best?;
+        let (_, at) = best?;
+        let crossing = if stalled { None } else { blob.boundaries.towards(blob.holders[at].scope) };
         let word = |word| takeable(blob, at, word, crossing);
         let piece = blob.holders.rarity.rarest(words, word, &mut self.rng)?;
         Some((blob.holders[at].peer, blob.layout.piece(piece)?, false))
-    }
-
-    /// By the scope that a peer shares with this node: what limits the pieces that may be taken from it, if any may.
-    fn reach<'a>(&self, blob: &'a Blob, stalled: bool) -> [Option<Option<Crossing<'a>>>; 4] {
-        let may_cross = self.may_cross();
-        [Scope::Site, Scope::Zone, Scope::Region, Scope::Fleet].map(|scope| {
-            let crossing = blob.boundaries.towards(scope);
-            let near = may_cross || crossing.is_none();
-            near.then_some(crossing.filter(|_| !stalled))
-        })
     }
 
     /// The piece that a reader waits for, if none of the kind is under way: at most one slot goes to reading order.
     fn choose_urgent(&self, blob: &Blob, stalled: bool) -> Option<(PeerId, PieceIndex, bool)> {
         let piece = self.urgent(blob)?;
         let (word, bit) = (piece.as_usize() / 64, 1u64 << (piece.get() % 64));
-        let reach = self.reach(blob, stalled);
         let able = |at: &usize| {
-            let held = blob.holders.word(*at, word) & bit != 0;
-            let crossing = if held { reach[blob.holders[*at].scope as usize] } else { None };
-            crossing.is_some_and(|crossing| takeable(blob, *at, word, crossing) & bit != 0)
+            if !self.in_reach(blob, blob.holders[*at].scope) {
+                return false;
+            }
+            let crossing = if stalled { None } else { blob.boundaries.towards(blob.holders[*at].scope) };
+            blob.holders.word(*at, word) & bit != 0 && takeable(blob, *at, word, crossing) & bit != 0
         };
         let key = |at: &usize| {
             let holder = &blob.holders[*at];
@@ -293,6 +281,12 @@ fn takeable(blob: &Blob, at: usize, word: usize, crossing: Option<Crossing<'_>>)
         Some(crossing) if useful != 0 => useful & crossing.word(word, &blob.holders),
         Some(_) | None => useful,
     }
+}
+
+/// Whether anything may be taken from the holder at `at`.
+fn useful(blob: &Blob, at: usize, stalled: bool) -> bool {
+    let crossing = if stalled { None } else { blob.boundaries.towards(blob.holders[at].scope) };
+    (0..blob.missing.words().len()).any(|word| takeable(blob, at, word, crossing) != 0)
 }
 
 /// The first missing piece in `at..to`.

@@ -113,11 +113,6 @@ impl Holders {
         self.word(at, piece.as_usize() / 64) >> (piece.get() % 64) & 1 == 1
     }
 
-    /// Whether the peer at `at` holds the piece of that index, which is one of this blob.
-    pub(crate) fn has(&self, at: usize, piece: u32) -> bool {
-        self.word(at, piece as usize / 64) >> (piece % 64) & 1 == 1
-    }
-
     pub(crate) fn is_complete(&self, at: usize) -> bool {
         self.list[at].count == self.layout.pieces()
     }
@@ -174,24 +169,24 @@ impl Holders {
         }
     }
 
-    /// Adds pieces, the `bits` of word `word`, to what the peer at `at` holds.
-    pub(crate) fn add(&mut self, at: usize, word: usize, bits: u64) {
+    /// Adds a piece to what the peer at `at` holds.
+    pub(crate) fn add(&mut self, at: usize, piece: PieceIndex) {
+        let (word, bit) = (piece.as_usize() / 64, 1 << (piece.get() % 64));
         let entry = &mut self.rows[at * self.words + word];
-        let new = bits & !*entry;
-        if new == 0 {
+        if *entry & bit != 0 {
             return;
         }
-        let count = self.list[at].count + new.count_ones();
-        if count == self.layout.pieces() {
+        if self.list[at].count + 1 == self.layout.pieces() {
             self.uncount(at);
-            self.rows[at * self.words + word] |= new;
+            self.rows[at * self.words + word] |= bit;
+            self.list[at].count += 1;
             self.complete += 1;
         } else {
-            *entry |= new;
-            self.rarity.add(word, new);
+            *entry |= bit;
+            self.list[at].count += 1;
+            self.rarity.add(word, bit);
         }
-        self.list[at].count = count;
-        self.note_inside(at, word, new);
+        self.note_inside(at, word, bit);
     }
 
     pub(crate) fn forget(&mut self, peer: PeerId) {

@@ -53,8 +53,8 @@ pub struct Node {
     pub(crate) uploads: Arena<UploadId, Upload>,
     /// Uploads that wait for a slot.
     pub(crate) waiting: Vec<UploadId>,
-    /// Uploads in transmission, and since when.
-    pub(crate) sending: Vec<(UploadId, Time)>,
+    /// Uploads in transmission.
+    pub(crate) sending: Vec<UploadId>,
     /// How many uploads may wait.
     pub(crate) queue_limit: usize,
     /// Time between two uploads' ends while they follow one another, smoothed.
@@ -98,8 +98,6 @@ pub struct Node {
     pub(crate) looked_at: Time,
     /// When a request may be taken from its peer.
     pub(crate) steal_at: Time,
-    /// When the next peer has rested enough; not later than that.
-    pub(crate) rest_wake: Time,
     /// When news are to be told.
     pub(crate) news_wake: Time,
     pub(crate) actions: VecDeque<Action>,
@@ -151,7 +149,6 @@ impl Node {
             wake: NEVER,
             looked_at: now,
             steal_at: NEVER,
-            rest_wake: NEVER,
             news_wake: NEVER,
             actions: VecDeque::new(),
             stats: Stats::default(),
@@ -206,11 +203,11 @@ impl Node {
         if !self.writable || self.open_to_peers > 0 {
             return false;
         }
-        let (then, rest_wake, lanes) = (self.now, self.rest_wake, self.lanes.clone());
+        let (then, lanes) = (self.now, self.lanes.clone());
         self.now = now.max(then);
         self.wake_rested();
         let found = self.pause_until <= self.now && self.has_choice(blob);
-        (self.now, self.rest_wake, self.lanes) = (then, rest_wake, lanes);
+        (self.now, self.lanes) = (then, lanes);
         found
     }
 
@@ -261,7 +258,7 @@ impl Node {
                 // Where a boundary goes, anything may be taken.
                 let gone = self.blobs.get_mut(blob).is_some_and(|b| b.boundaries.set(scope, &ranks));
                 self.fill_due |= gone;
-                self.elect(blob, Some(scope));
+                self.elect(blob);
             }
             Input::Progress { request, bytes: _ } => self.progress(request),
             Input::PieceStored { request, blob, piece } => self.piece_stored(request, blob, piece),
@@ -355,7 +352,7 @@ impl Node {
             self.ban(peer);
             return;
         }
-        if !told && *have != Have::Gone && !blob.was_greeted(peer) {
+        if !told && *have != Have::Gone {
             self.introduce_self(peer, id);
         }
         // A peer that holds less than it said may leave pieces to nobody but the seeder.
@@ -367,11 +364,14 @@ impl Node {
         let Some(blob) = self.blobs.get_mut(id) else { return };
         // News may overtake the end of a subscription; only a piece that cannot be is a lie.
         let place = blob.holders.find(peer);
-        let useful = match place {
-            Some(at) => blob.add_pieces(at, pieces),
-            None => pieces.iter().all(|piece| *piece < blob.layout.pieces()).then_some(false),
-        };
-        let Some(useful) = useful else { return self.ban(peer) };
+        let mut useful = false;
+        for index in pieces {
+            let Some(piece) = blob.layout.piece(*index) else { return self.ban(peer) };
+            if let Some(at) = place {
+                blob.holders.add(at, piece);
+                useful |= blob.missing.contains(piece);
+            }
+        }
         if useful {
             self.fill_from(peer, id);
         } else if place.is_some() && blob.missing.is_empty() && blob.in_flight > 0 {
@@ -392,11 +392,11 @@ impl Node {
             return;
         }
         self.upload_due = true;
-        let rested = self.wake_rested();
+        self.wake_rested();
         self.tell_stalled();
         let since = core::mem::replace(&mut self.looked_at, self.now);
         let steal_at = core::mem::replace(&mut self.steal_at, NEVER);
-        let (now, mut wake, mut due) = (self.now, self.rest_wake, steal_at <= self.now || rested);
+        let (now, mut wake, mut due) = (self.now, NEVER, steal_at <= self.now);
         // Most wake-ups are void by now: what was due then has been put off, and nothing is looked for.
         let mut look = |at: Time| {
             if at > now {
@@ -417,8 +417,9 @@ impl Node {
             let dues = [blob.cross_at, blob.find_at, blob.grace_until, blob.hold_until, blob.seeder.next_at, stalled];
             dues.into_iter().for_each(&mut look);
         }
-        if self.dialling > 0 {
-            self.peers.iter().filter_map(|(_, peer)| self.hedged_at(peer)).for_each(&mut look);
+        for (_, peer) in self.peers.iter() {
+            look(peer.rest_until);
+            self.hedged_at(peer).into_iter().for_each(&mut look);
         }
         look(self.pause_until);
         if steal_at > now {

@@ -10,7 +10,6 @@ use crate::{
     config::Config,
     event::Action,
     ids::{BlobId, Id, PeerId},
-    node::NEVER,
     time::{Span, Time},
 };
 
@@ -116,24 +115,15 @@ impl Node {
     /// Works out whether a peer can be asked after its link has changed, or it is to rest.
     fn set_ready(&mut self, peer: PeerId) {
         if let Some(known) = self.peers.get(peer) {
-            let rests = known.rest_until > self.now;
-            self.lanes[peer.slot()].ready = known.link == Link::Up && !rests;
-            self.rest_wake = if rests { self.rest_wake.min(known.rest_until) } else { self.rest_wake };
+            self.lanes[peer.slot()].ready = known.link == Link::Up && known.rest_until <= self.now;
         }
     }
 
-    /// Those that have rested enough can be asked again; whether there are any.
-    pub(crate) fn wake_rested(&mut self) -> bool {
-        if self.now < self.rest_wake {
-            return false;
-        }
-        self.rest_wake = NEVER;
+    /// Those that have rested enough can be asked again.
+    pub(crate) fn wake_rested(&mut self) {
         for (id, peer) in self.peers.iter() {
-            let rests = peer.rest_until > self.now;
-            self.lanes[id.slot()].ready = peer.link == Link::Up && !rests;
-            self.rest_wake = if rests { self.rest_wake.min(peer.rest_until) } else { self.rest_wake };
+            self.lanes[id.slot()].ready = peer.link == Link::Up && peer.rest_until <= self.now;
         }
-        true
     }
 
     pub(crate) fn peer_known(&mut self, peer: PeerId, scope: Scope, rank: u64, fixed: bool) {
@@ -230,7 +220,7 @@ impl Node {
             if blob.holders.tell(at) {
                 return;
             }
-        } else if !blob.fetching() || blob.greet(peer) {
+        } else if !blob.fetching() {
             return;
         }
         let have = blob.own_have();
@@ -258,15 +248,15 @@ impl Node {
         let rank = known.rank;
         let named: Vec<BlobId> =
             self.blobs.iter().filter(|(_, blob)| blob.boundaries.names(rank)).map(|(id, _)| id).collect();
-        named.into_iter().for_each(|blob| self.elect(blob, None));
+        named.into_iter().for_each(|blob| self.elect(blob));
     }
 
-    /// Elects the owners of a blob's pieces among the candidates of one scope, or of all, that are there.
-    pub(crate) fn elect(&mut self, blob: BlobId, only: Option<Scope>) {
+    /// Elects the owners of a blob's pieces among the candidates that are there.
+    pub(crate) fn elect(&mut self, blob: BlobId) {
         let absent: Vec<u64> = self.peers.iter().filter(|(_, p)| p.absent).map(|(_, p)| p.rank).collect();
         let me = self.config.rank;
         let Some(entry) = self.blobs.get_mut(blob) else { return };
-        let changed = entry.boundaries.elect(&entry.layout, me, &absent, only);
+        let changed = entry.boundaries.elect(&entry.layout, me, &absent);
         if changed && entry.background() {
             self.fill_due = true;
         } else if changed && entry.fetching() {
@@ -287,7 +277,6 @@ impl Node {
         self.set_absent(peer, true);
         for (_, blob) in self.blobs.iter_mut() {
             blob.holders.forget(peer);
-            blob.greeted.retain(|(greeted, _)| *greeted != peer);
         }
         self.dial_due = true;
     }
@@ -305,7 +294,6 @@ impl Node {
         self.disconnected(peer);
         if let Some(known) = self.peers.get_mut(peer) {
             known.rest_until = known.banned_until;
-            self.set_ready(peer);
         }
         self.actions.push_back(Action::Ban { peer, span });
     }

@@ -14,12 +14,8 @@ use crate::{
     event::Action,
     fetch::smooth,
     ids::{BlobId, PeerId, UploadId},
-    node::NEVER,
     time::{Span, Time},
 };
-
-/// Pieces that share the uplink where none of them is quick: with three that go to different receivers it is seldom idle.
-const SLOTS_SHARED: u32 = 3;
 
 /// A piece that a peer asked for.
 #[derive(Debug)]
@@ -84,7 +80,7 @@ impl Node {
         let started = upload.started.is_some();
         if started && !upload.small {
             self.pace(upload.started.unwrap_or(self.now), bytes);
-            self.sending.retain(|(sending, _)| *sending != id);
+            self.sending.retain(|sending| *sending != id);
         } else if !started {
             self.waiting.retain(|waiting| *waiting != id);
         }
@@ -138,45 +134,39 @@ impl Node {
 
     /// Starts uploads while slots are free.
     pub(crate) fn upload(&mut self) {
-        let (slots, span) = (self.slots() as usize, self.slot_span());
-        let most = self.config.upload_sending_factor as usize * slots;
-        while !self.waiting.is_empty() {
-            // An upload that lasts long is held up by its receiver, and holds no slot.
-            let held = self.sending.iter().map(|(_, started)| *started + span).filter(|until| *until > self.now);
-            let (taken, due) = held.fold((0, NEVER), |(taken, due), until| (taken + 1, due.min(until)));
-            if self.sending.len() >= most || taken >= slots {
-                return self.wake_at(due);
-            }
-            let Some(at) = self.next_upload() else { return };
+        let most = (self.config.upload_sending_factor * self.slots()) as usize;
+        while !self.waiting.is_empty() && self.sending.len() < most && self.slots_taken() < self.slots() {
+            let key = |id: &UploadId| {
+                let upload = self.uploads.get(*id)?;
+                let peer = self.peers.get(upload.peer)?;
+                // Who has waited long goes first whatever the piece, or pieces served before would wait for ever.
+                let long = self.now.since(upload.asked) >= self.config.upload_wait;
+                let served = if long { 0 } else { self.blobs.get(upload.blob)?.served[upload.piece.as_usize()] };
+                Some((upload.priority, served, peer.uploading, upload.sequence))
+            };
+            let best = self.waiting.iter().enumerate().min_by_key(|(_, id)| key(id)).map(|(at, _)| at);
+            let Some(at) = best else { return };
             let id = self.waiting.swap_remove(at);
             self.start_upload(id);
-            self.sending.push((id, self.now));
+            self.sending.push(id);
         }
-    }
-
-    /// Where the upload that goes next stands among those that wait.
-    fn next_upload(&self) -> Option<usize> {
-        if self.waiting.len() <= 1 {
-            return self.waiting.len().checked_sub(1);
+        if !self.waiting.is_empty() {
+            let oldest = self.sending.iter().filter_map(|id| self.uploads.get(*id)?.started).min();
+            if let Some(oldest) = oldest {
+                let due = oldest + self.slot_span();
+                if due > self.now {
+                    self.wake_at(due);
+                }
+            }
         }
-        let key = |id: &UploadId| {
-            let upload = self.uploads.get(*id)?;
-            let peer = self.peers.get(upload.peer)?;
-            // Who has waited long goes first whatever the piece, or pieces served before would wait for ever.
-            let long = self.now.since(upload.asked) >= self.config.upload_wait;
-            let served = if long { 0 } else { self.blobs.get(upload.blob)?.served[upload.piece.as_usize()] };
-            Some((upload.priority, served, peer.uploading, upload.sequence))
-        };
-        self.waiting.iter().enumerate().min_by_key(|(_, id)| key(id)).map(|(at, _)| at)
     }
 
     /// Pieces that may be in transmission at once.
     fn slots(&self) -> u32 {
         let pace = self.upload_pace.as_nanos();
-        let within = |span: Span| u32::try_from(span.as_nanos().checked_div(pace).unwrap_or(0)).unwrap_or(u32::MAX);
+        let ahead = self.config.pipeline_ahead.as_nanos().checked_div(pace).unwrap_or(0);
         let (least, most) = (self.config.upload_slots, self.config.upload_slots_max);
-        let shared = within(self.config.upload_slots_ahead).min(SLOTS_SHARED);
-        within(self.config.pipeline_ahead).max(shared).clamp(least.min(most), most)
+        u32::try_from(ahead).unwrap_or(most).clamp(least.min(most), most)
     }
 
     /// How long an upload holds its slot.
@@ -184,5 +174,15 @@ impl Node {
         let slow = self.upload_best.times(u64::from(self.config.upload_slow_factor));
         let most = self.config.upload_slot_max;
         if slow == Span::ZERO { most } else { slow.max(self.config.upload_slot_min).min(most) }
+    }
+
+    /// Slots held: an upload that lasts long is held up by its receiver, and holds none.
+    fn slots_taken(&self) -> u32 {
+        let span = self.slot_span();
+        let fresh = |id: &&UploadId| {
+            let started = self.uploads.get(**id).and_then(|upload| upload.started);
+            started.is_some_and(|started| self.now.since(started) < span)
+        };
+        u32::try_from(self.sending.iter().filter(fresh).count()).unwrap_or(u32::MAX)
     }
 }

@@ -168,10 +168,8 @@ fn peers_that_lack_what_they_claim_cost_a_pause_each_and_no_more() {
         assert!(mesh.origin_copies() <= 2.0, "{reason:?}: {}", mesh.origin_copies());
         assert!(mesh.secs() < 25.0, "{reason:?}: {}", mesh.secs());
         let asked: u64 = (4..8).map(|at| mesh.node(at).stats().refusals).sum();
-        // Those who hold what they say refuse too while they are busy: these are the core's own refusals.
-        let asked = asked - mesh.actions.get("refuse").copied().unwrap_or(0);
-        let most = if reason == RefuseReason::Busy { 2000 } else { 200 };
-        assert!(asked < most, "{reason:?}: {asked} requests were refused by those who lie");
+        let most = if reason == RefuseReason::Busy { 4000 } else { 400 };
+        assert!(asked < most, "{reason:?}: {asked} requests were refused");
     }
 }
 
