@@ -8,7 +8,7 @@
 //! reachable under its digest only after the digest was computed over every byte of it. A blob belongs to the
 //! repositories that it is linked into; asking under any other finds nothing, whether or not the bytes are held.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, net::IpAddr, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -82,12 +82,24 @@ impl From<Repository> for Uploader {
     }
 }
 
+/// Whose open sessions are counted together: no single one may have them all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A user, wherever from.
+    User(String),
+    /// Whoever comes from an address without saying who it is.
+    Address(IpAddr),
+}
+
 /// Why an upload cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
     /// Too many sessions are open.
     #[error("too many uploads are open; finish or cancel some, or come again later")]
     TooMany,
+    /// This client has its share of them.
+    #[error("this client has {0} uploads open, as many as one may have; finish or cancel some, or come again later")]
+    TooManyOfOne(usize),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -319,7 +331,12 @@ pub trait Append: Send {
 /// A registry's storage.
 pub trait Store: Send + Sync + 'static {
     /// Opens an upload session. `algorithm` is the one that its digest will likely have: another costs a second pass.
-    fn begin_upload<'a>(&'a self, by: &'a Uploader, algorithm: Algorithm) -> Op<'a, UploadId, BeginError>;
+    fn begin_upload<'a>(
+        &'a self,
+        by: &'a Uploader,
+        holder: Holder,
+        algorithm: Algorithm,
+    ) -> Op<'a, UploadId, BeginError>;
     /// Starts to add bytes to an upload, at byte `at` if the client says where. One request at a time may.
     fn append<'a>(
         &'a self,

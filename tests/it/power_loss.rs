@@ -26,9 +26,14 @@ const CLIENTS: usize = 8;
 /// Moments at which the power fails: half of them right after an acknowledgement.
 const MOMENTS: u64 = 24;
 
+/// The push of a blob so large that the seeder has the disk take its bytes while they arrive.
+const LARGE: u64 = 49;
+const LARGE_LEN: u64 = 20 << 20;
+
 /// Small ones lie in the database, large ones in files.
 fn blob(number: u64) -> Blob {
-    Blob::seeded(number, [100, 70_000, 10, 200_000][usize::try_from(number % 4).unwrap_or(0)])
+    let len = [100, 70_000, 10, 200_000][usize::try_from(number % 4).unwrap_or(0)];
+    Blob::seeded(number, if number == LARGE { LARGE_LEN } else { len })
 }
 
 fn image(number: u64) -> Image {
@@ -141,6 +146,11 @@ async fn a_seeder_whose_power_fails_keeps_what_it_acknowledged() -> Result<()> {
     let answers: Vec<(usize, u64)> =
         (0..).zip(&steps).filter_map(|(at, step)| acknowledged(&numbers, step).map(|number| (at, number))).collect();
     ensure!(answers.len() == numbers.len(), "{} of {} pushes are in the trace", answers.len(), numbers.len());
+
+    ensure!(
+        steps.iter().filter_map(Step::syncs).any(|path| path.parent() == Some(Path::new("uploads"))),
+        "no upload was synced while its bytes arrived"
+    );
 
     let at: Vec<usize> = answers.iter().map(|(at, _)| *at).collect();
     let mut moments = moments(&steps, &at).into_iter().peekable();

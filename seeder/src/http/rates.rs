@@ -73,7 +73,7 @@ impl Rates {
 }
 
 /// Who counts as one client: an address, or the /64 of an IPv6 address, which one host may have whole.
-fn network(client: IpAddr) -> IpAddr {
+pub(super) fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
         v4 @ IpAddr::V4(_) => v4,

@@ -13,11 +13,11 @@ use shoal_proto::{
     oci::{ErrorCode, UploadId},
 };
 
-use super::{Answer, Asked, DIGEST, Registry, bare, busy, store_failed, value};
+use super::{Answer, Asked, DIGEST, Registry, bare, busy, rates::network, store_failed, value};
 use crate::{
     access::Action,
     events::Event,
-    store::{AppendError, BeginError, CommitError, StoreError, Uploader},
+    store::{AppendError, BeginError, CommitError, Holder, StoreError, Uploader},
     users::Subject,
 };
 
@@ -36,12 +36,13 @@ impl Registry {
         let hint = hint.map_err(|error| ApiError::new(ErrorCode::DigestInvalid, error.to_string()))?;
         let algorithm = whole.as_ref().map(Digest::algorithm).or(hint).unwrap_or(Algorithm::Sha256);
         let by = self.uploader(name, asked);
-        let upload = match self.store.begin_upload(&by, algorithm).await {
+        let holder = by.user.clone().map_or_else(|| Holder::Address(network(asked.peer.remote.ip())), Holder::User);
+        let upload = match self.store.begin_upload(&by, holder, algorithm).await {
             Ok(upload) => upload,
             Err(error) => {
                 drain(body).await;
                 return Err(match &error {
-                    BeginError::TooMany => busy(&error.to_string()),
+                    BeginError::TooMany | BeginError::TooManyOfOne(_) => busy(&error.to_string()),
                     BeginError::Store(error) => store_failed(error),
                 });
             }

@@ -40,8 +40,9 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::store::{
-    Append, AppendError, BeginError, Blob, BlobInfo, Collected, CommitError, Counts, Expected, FleetRecord, Manifest,
-    MoveTagError, NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, Swap, TagEntry, Uploader,
+    Append, AppendError, BeginError, Blob, BlobInfo, Collected, CommitError, Counts, Expected, FleetRecord, Holder,
+    Manifest, MoveTagError, NewManifest, Op, Page, PutManifestError, Scrubbed, Sign, Store, StoreError, Swap, TagEntry,
+    Uploader,
 };
 use crate::{
     quota::{Quota, Usage},
@@ -293,12 +294,17 @@ macro_rules! on_blocking {
 }
 
 impl Store for Local {
-    fn begin_upload<'a>(&'a self, by: &'a Uploader, algorithm: Algorithm) -> Op<'a, UploadId, BeginError> {
+    fn begin_upload<'a>(
+        &'a self,
+        by: &'a Uploader,
+        holder: Holder,
+        algorithm: Algorithm,
+    ) -> Op<'a, UploadId, BeginError> {
         // Where there is room a session is a thing of memory.
-        if self.0.has_room_for_sessions() {
-            return Box::pin(async move { self.0.begin(by, algorithm) });
+        if self.0.has_room_for(&holder) {
+            return Box::pin(async move { self.0.begin(by, holder, algorithm) });
         }
-        on_blocking!(self, [by], inner => inner.begin(&by, algorithm))
+        on_blocking!(self, [by], inner => inner.begin(&by, holder, algorithm))
     }
 
     fn append<'a>(

@@ -21,6 +21,12 @@ impl Step {
     pub fn said(&self) -> Option<&[u8]> {
         if let Event::Said(bytes) = &self.event { Some(bytes) } else { None }
     }
+
+    /// The file or directory whose sync began, if that was it.
+    #[must_use]
+    pub fn syncs(&self) -> Option<&Path> {
+        if let Event::SyncBegin { path, .. } = &self.event { Some(path) } else { None }
+    }
 }
 
 /// What a process did. Paths are relative to the directory that is looked at.

@@ -1,9 +1,10 @@
 //! Clients against the collector, on a real store: what was acknowledged stays.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    os::unix::fs::FileExt as _,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,22 +18,44 @@ use super::{
     Local, OpenError, Options, Times,
     tests::{name, push, sign},
 };
-use crate::store::{Collected, Manifest, NewManifest, PutManifestError, Store};
+use crate::store::{BlobContent, Collected, Manifest, NewManifest, PutManifestError, Store};
 
 const CLIENTS: u64 = 6;
 const TIMES: Times = Times { grace_ms: 1000, deadline_ms: 500 };
-const GRACE: Duration = Duration::from_millis(TIMES.grace_ms);
-/// Enough that a race would show: deletions, and condemnations that somebody took back in time.
-const ENOUGH: (u64, u64) = (1000, 50);
+/// Enough that a race would show.
+const ENOUGH: Happened = Happened { deleted: 1000, taken_back: 50, named: 20, pulled: 20, unmounted: 20 };
 const LONGEST: Duration = Duration::from_secs(120);
-/// Blobs back from the newest that clients come back to: around the moment of their condemnation.
-const REACH: u64 = 10_000;
+/// Clients come back to blobs up to this old: around the moments of their condemnation and of their end.
+const REACH: Duration = Duration::from_millis(2 * (TIMES.grace_ms + TIMES.deadline_ms));
+
+#[derive(Debug, Default)]
+struct Happened {
+    /// Links that the collector took away.
+    deleted: u64,
+    /// Condemnations that somebody took back in time.
+    taken_back: u64,
+    named: u64,
+    pulled: u64,
+    /// Mounted, and deleted there.
+    unmounted: u64,
+}
+
+impl Happened {
+    fn is_enough(&self) -> bool {
+        self.deleted >= ENOUGH.deleted
+            && self.taken_back >= ENOUGH.taken_back
+            && self.named >= ENOUGH.named
+            && self.pulled >= ENOUGH.pulled
+            && self.unmounted >= ENOUGH.unmounted
+    }
+}
 
 struct World {
     store: Local,
     next: AtomicU64,
-    deleted: AtomicU64,
-    taken_back: AtomicU64,
+    /// Which blob was the next at which moment, for as long as [`REACH`].
+    pushed: Mutex<VecDeque<(Instant, u64)>>,
+    happened: Mutex<Happened>,
 }
 
 fn open(dir: &std::path::Path, times: Times) -> Result<Local, OpenError> {
@@ -50,37 +73,54 @@ fn home(number: u64) -> Repository {
 }
 
 impl World {
-    fn is_enough(&self) -> bool {
-        self.deleted.load(Ordering::Relaxed) >= ENOUGH.0 && self.taken_back.load(Ordering::Relaxed) >= ENOUGH.1
+    fn happened(&self) -> MutexGuard<'_, Happened> {
+        self.happened.lock().unwrap()
+    }
+
+    fn goes_on(&self, until: Instant) -> bool {
+        !self.happened().is_enough() && Instant::now() < until
+    }
+
+    /// A blob that was pushed within [`REACH`].
+    fn recent(&self, random: u64) -> u64 {
+        let newest = self.next.load(Ordering::Relaxed);
+        let oldest = self.pushed.lock().unwrap().front().map_or(0, |(_, number)| *number);
+        oldest + random % (newest - oldest + 1)
+    }
+
+    fn note_the_time(&self) {
+        let mut pushed = self.pushed.lock().unwrap();
+        while pushed.front().is_some_and(|(at, _)| at.elapsed() > REACH) {
+            pushed.pop_front();
+        }
+        pushed.push_back((Instant::now(), self.next.load(Ordering::Relaxed)));
     }
 
     /// Pushes, mounts, names and deletes until it is enough; returns the manifests that must be there, with their blobs.
     async fn client(&self, me: u64, until: Instant) -> HashMap<(String, Digest), Digest> {
         let mut live = HashMap::new();
         let mut random = me + 1;
-        while !self.is_enough() && Instant::now() < until {
+        while self.goes_on(until) {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let newest = self.next.load(Ordering::Relaxed);
-            let old = newest.saturating_sub((random >> 33) % REACH);
-            match (random >> 20) % 8 {
-                0..5 => {
+            let old = self.recent(random >> 33);
+            match (random >> 20) % 16 {
+                0..9 => {
                     let new = self.next.fetch_add(1, Ordering::Relaxed);
                     push(&self.store, &home(new), &content(new)).await;
                 }
-                5 | 6 => {
+                9..13 => {
                     let (repository, digest) = (home(old), Digest::of(&content(old)));
-                    let mut asked = Instant::now();
+                    let asked = Instant::now();
                     if self.store.blob_info(&repository, digest).await.unwrap().is_some() {
+                        // It was there a moment ago, so it can be mounted and named now.
                         let to = if random & 1 == 0 { repository.clone() } else { name("mounted") };
-                        // It was there a moment ago, so it can be mounted and named now: for the grace after the question.
-                        let since = std::mem::replace(&mut asked, Instant::now());
                         let mounted = self.store.link_blob(&repository, &to, digest).await.unwrap();
-                        assert!(mounted || since.elapsed() > GRACE, "{old} is not mounted");
-                        if mounted {
-                            live.extend(self.put(me, old, &to, digest, asked).await);
-                        }
+                        assert!(mounted, "{old} is not mounted {:?} after it was there", asked.elapsed());
+                        live.extend(self.put(me, old, &to, digest).await);
                     }
                 }
+                13 => self.pull(old).await,
+                14 => self.mount_and_delete(me, old).await,
                 _ => {
                     if let Some(key) = live.keys().next().cloned() {
                         live.remove(&key);
@@ -93,14 +133,38 @@ impl World {
         live
     }
 
-    async fn put(
-        &self,
-        me: u64,
-        number: u64,
-        to: &Repository,
-        blob: Digest,
-        asked: Instant,
-    ) -> Option<((String, Digest), Digest)> {
+    /// Reads a blob, if it is there: whole, while it may be condemned.
+    async fn pull(&self, number: u64) {
+        let bytes = content(number);
+        if let Some(blob) = self.store.blob(&home(number), Digest::of(&bytes)).await.unwrap() {
+            let read = match blob.content {
+                BlobContent::Memory(read) => read,
+                BlobContent::File(file) => {
+                    let mut read = vec![0; bytes.len()];
+                    file.read_exact_at(&mut read, 0).unwrap();
+                    read.into()
+                }
+            };
+            assert!(read == bytes, "{number} came back with other bytes");
+            self.happened().pulled += 1;
+        }
+    }
+
+    /// Mounts a blob in a repository of one's own and deletes it there: it stays where it came from.
+    async fn mount_and_delete(&self, me: u64, number: u64) {
+        let (from, own, digest) = (home(number), name(&format!("own{me}")), Digest::of(&content(number)));
+        let asked = Instant::now();
+        if self.store.link_blob(&from, &own, digest).await.unwrap() {
+            assert!(self.store.unlink_blob(&own, digest).await.unwrap(), "{number} is gone {:?} on", asked.elapsed());
+            assert!(self.store.blob(&own, digest).await.unwrap().is_none(), "{number} was deleted and is there");
+            let stays = self.store.blob(&from, digest).await.unwrap().is_some();
+            assert!(stays, "{number} was lost where it was mounted from, {:?} on", asked.elapsed());
+            self.happened().unmounted += 1;
+        }
+    }
+
+    async fn put(&self, me: u64, number: u64, to: &Repository, blob: Digest) -> Option<((String, Digest), Digest)> {
+        let mounted = Instant::now();
         let bytes = Bytes::from(format!("{me} names {number} in {to}"));
         let digest = Digest::of(&bytes);
         let manifest = Manifest { digest, media_type: "x/y".into(), bytes };
@@ -113,20 +177,26 @@ impl World {
             referrer: None,
         };
         match self.store.put_manifest(to, new, sign()).await {
-            Ok(()) => Some(((to.to_string(), digest), blob)),
-            // On a machine that was busy for so long the promise has ended.
-            Err(PutManifestError::Missing(_)) if asked.elapsed() > GRACE => None,
-            Err(PutManifestError::Missing(_)) => panic!("blob {number} was there, and its manifest is refused"),
+            Ok(()) => {
+                self.happened().named += 1;
+                Some(((to.to_string(), digest), blob))
+            }
+            Err(PutManifestError::Missing(_)) => {
+                panic!("blob {number} was there {:?} ago, and its manifest is refused", mounted.elapsed())
+            }
             Err(error) => panic!("{error}"),
         }
     }
 
     async fn collector(&self, until: Instant) -> Collected {
         let mut sum = Collected::default();
-        while !self.is_enough() && Instant::now() < until {
+        while self.goes_on(until) {
+            self.note_the_time();
             let done = self.store.collect().await.unwrap();
-            self.deleted.fetch_add(done.links, Ordering::Relaxed);
-            self.taken_back.fetch_add(done.taken_back, Ordering::Relaxed);
+            let mut happened = self.happened();
+            happened.deleted += done.links;
+            happened.taken_back += done.taken_back;
+            drop(happened);
             sum.blobs += done.blobs;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -141,8 +211,8 @@ async fn pushes_mounts_and_deletes_race_the_collector_and_nothing_acknowledged_i
     let world = Arc::new(World {
         store: open(dir.path(), TIMES).unwrap(),
         next: AtomicU64::new(0),
-        deleted: AtomicU64::new(0),
-        taken_back: AtomicU64::new(0),
+        pushed: Mutex::default(),
+        happened: Mutex::default(),
     });
     let until = Instant::now() + LONGEST;
     let mut clients = JoinSet::new();
@@ -151,21 +221,21 @@ async fn pushes_mounts_and_deletes_race_the_collector_and_nothing_acknowledged_i
         clients.spawn(async move { world.client(me, until).await });
     }
     let collected = world.collector(until).await;
-    let mut named = 0;
+    let mut kept = 0;
     while let Some(live) = clients.join_next().await {
         for ((repository, manifest), blob) in live.unwrap() {
             let repository = name(&repository);
             assert!(world.store.manifest(&repository, manifest).await.unwrap().is_some(), "a manifest was lost");
             assert!(world.store.blob(&repository, blob).await.unwrap().is_some(), "a blob was lost");
-            named += 1;
+            kept += 1;
         }
     }
+    let happened = world.happened();
     assert!(
-        world.is_enough() && named > 10 && collected.blobs > 100,
-        "too little happened: {} deleted, {} taken back, {named} named, {collected:?}",
-        world.deleted.load(Ordering::Relaxed),
-        world.taken_back.load(Ordering::Relaxed)
+        happened.is_enough() && kept > 0 && collected.blobs > 100,
+        "too little happened: {happened:?}, {kept} kept, {collected:?}"
     );
+    drop(happened);
     let scrubbed = world.store.scrub(None).await.unwrap();
     assert!(scrubbed.damaged.is_empty() && scrubbed.checked > 0, "{scrubbed:?}");
 }

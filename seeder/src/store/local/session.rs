@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::uploads::INLINE_MAX;
 use crate::{
     hash::Sha,
-    store::{StoreError, Uploader},
+    store::{Holder, StoreError, Uploader},
     time::unix_seconds,
 };
 
@@ -30,6 +30,8 @@ const REREAD_LEN: usize = 256 << 10;
 pub(super) struct Session {
     /// Who may find it.
     pub(super) by: Uploader,
+    /// In whose share it counts; none if an earlier process began it.
+    holder: Option<Holder>,
     pub(super) algorithm: Algorithm,
     writer: Mutex<Writer>,
     /// One permit: the right to add bytes or to end the session.
@@ -127,10 +129,12 @@ fn open_for_write(path: &PathBuf) -> Result<File, StoreError> {
 }
 
 impl Session {
-    /// `fresh`: nothing was written to `path` yet. Otherwise an earlier process may have.
-    pub(super) fn new(by: Uploader, algorithm: Algorithm, path: PathBuf, fresh: bool) -> Self {
+    /// Of `holder`, and nothing was written to `path` yet. Without one an earlier process began it, and may have written.
+    pub(super) fn new(by: Uploader, holder: Option<Holder>, algorithm: Algorithm, path: PathBuf) -> Self {
+        let fresh = holder.is_some();
         Self {
             by,
+            holder,
             algorithm,
             writer: Mutex::new(Writer { path, state: fresh.then(|| State::new(algorithm)) }),
             claim: Arc::new(Semaphore::new(1)),
@@ -138,6 +142,10 @@ impl Session {
             recorded: AtomicBool::new(!fresh),
             broken: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn is_of(&self, holder: &Holder) -> bool {
+        self.holder.as_ref() == Some(holder)
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {

@@ -16,11 +16,11 @@ use shoal_proto::{
 use super::{
     Local,
     tables::{OldUploadRecord, Table},
-    uploads::UPLOADS_MAX,
+    uploads::{UPLOADS_MAX, UPLOADS_OF_ONE_MAX},
 };
 use crate::store::{
-    AppendError, BeginError, CommitError, Expected, Manifest, MoveTagError, NewManifest, PutManifestError, Sign, Store,
-    Uploader,
+    AppendError, BeginError, CommitError, Expected, Holder, Manifest, MoveTagError, NewManifest, PutManifestError,
+    Sign, Store, Uploader,
 };
 use crate::time::unix_seconds;
 
@@ -33,10 +33,14 @@ pub(super) fn name(text: &str) -> Repository {
     text.parse().unwrap()
 }
 
+pub(super) fn somebody() -> Holder {
+    Holder::Address(std::net::Ipv4Addr::LOCALHOST.into())
+}
+
 pub(super) async fn push(store: &dyn Store, repository: &Repository, content: &Bytes) -> Digest {
     let digest = Digest::of(content);
     let by = Uploader::from(repository.clone());
-    let upload = store.begin_upload(&by, Algorithm::Sha256).await.unwrap();
+    let upload = store.begin_upload(&by, somebody(), Algorithm::Sha256).await.unwrap();
     let mut append = store.append(&by, &upload, None).await.unwrap();
     for part in content.chunks(70_000) {
         append.write(Bytes::copy_from_slice(part)).await.unwrap();
@@ -65,7 +69,7 @@ async fn contract(store: &dyn Store) {
     let info = store.blob_info(&b, digest).await.unwrap().unwrap();
     assert_eq!((info.size, info.root), (200_000, *blake3::hash(&content).as_bytes()));
 
-    let upload = store.begin_upload(&at_a, Algorithm::Sha256).await.unwrap();
+    let upload = store.begin_upload(&at_a, somebody(), Algorithm::Sha256).await.unwrap();
     let other = Uploader { user: Some("other".into()), ..at_a.clone() };
     assert!(matches!(store.upload_len(&other, &upload).await, Err(AppendError::Unknown)));
     let append = store.append(&at_a, &upload, Some(0)).await.unwrap();
@@ -146,7 +150,7 @@ async fn bytes_past_the_hashed_length_never_become_part_of_a_blob() {
     let dir = tempfile::tempdir().unwrap();
     let (at_a, content) = (Uploader::from(name("a")), Bytes::from(vec![3; 100_000]));
     let store = Local::open(dir.path(), 0).unwrap();
-    let upload = store.begin_upload(&at_a, Algorithm::Sha256).await.unwrap();
+    let upload = store.begin_upload(&at_a, somebody(), Algorithm::Sha256).await.unwrap();
     let mut append = store.append(&at_a, &upload, None).await.unwrap();
     append.write(content.clone()).await.unwrap();
     append.finish().await.unwrap();
@@ -163,19 +167,20 @@ async fn bytes_past_the_hashed_length_never_become_part_of_a_blob() {
 async fn a_hundred_thousand_sessions_are_asked_for_and_a_thousand_are_open() {
     let dir = tempfile::tempdir().unwrap();
     let (at_a, store) = (Uploader::from(name("a")), Local::open(dir.path(), 0).unwrap());
-    let (mut open, mut refused) = (Vec::new(), 0);
-    for _ in 0..100_000 {
-        match store.0.begin(&at_a, Algorithm::Sha256) {
+    let (mut open, mut refused) = (Vec::new(), [0; 2]);
+    for number in 0..100_000 {
+        // Five clients: the first asks most of the time, and does not get the others' share.
+        let holder = Holder::User(if number < 99_000 { 0 } else { number % 5 }.to_string());
+        match store.0.begin(&at_a, holder, Algorithm::Sha256) {
             Ok(upload) => open.push(upload),
-            Err(error) => {
-                assert!(matches!(error, BeginError::TooMany), "{error}");
-                refused += 1;
-            }
+            Err(BeginError::TooManyOfOne(UPLOADS_OF_ONE_MAX)) => refused[0] += 1,
+            Err(BeginError::TooMany) => refused[1] += 1,
+            Err(error) => panic!("{error}"),
         }
     }
-    assert_eq!((open.len(), refused), (UPLOADS_MAX, 100_000 - UPLOADS_MAX));
+    assert_eq!((open.len(), refused), (UPLOADS_MAX, [99_000 + 200 - UPLOADS_OF_ONE_MAX, 800 - 3 * UPLOADS_OF_ONE_MAX]));
     store.cancel_upload(&at_a, &open[0]).await.unwrap();
-    assert!(store.begin_upload(&at_a, Algorithm::Sha256).await.is_ok(), "one that ends makes room");
+    assert!(store.begin_upload(&at_a, somebody(), Algorithm::Sha256).await.is_ok(), "one that ends makes room");
 }
 
 #[tokio::test]
@@ -208,7 +213,7 @@ async fn a_large_upload_is_synced_as_it_comes_and_one_that_cannot_be_becomes_no_
     let content = Bytes::from(vec![6; 40 << 20]);
     let digest = Digest::of(&content);
     for broken in [false, true] {
-        let upload = store.begin_upload(&by, Algorithm::Sha256).await.unwrap();
+        let upload = store.begin_upload(&by, somebody(), Algorithm::Sha256).await.unwrap();
         let mut append = store.append(&by, &upload, None).await.unwrap();
         for part in 0..40 {
             append.write(content.slice(part << 20..(part + 1) << 20)).await.unwrap();

@@ -6,6 +6,7 @@
 //! file; one that was still small is begun again by its client. A process that stops in order puts all of them down.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     path::PathBuf,
     sync::Arc,
@@ -30,7 +31,7 @@ use super::{
     tables::{BlobRecord, OldUploadRecord, Place, Table, UploadRecord, digest_key, holder_key, repository_key},
 };
 use crate::{
-    store::{AppendError, BeginError, BlobInfo, CommitError, Sign, StoreError, Uploader},
+    store::{AppendError, BeginError, BlobInfo, CommitError, Holder, Sign, StoreError, Uploader},
     time::unix_seconds,
 };
 
@@ -38,6 +39,9 @@ use crate::{
 pub(crate) const INLINE_MAX: usize = 64 << 10;
 /// Open upload sessions. Each costs a few KiB, and 64 KiB while it is small.
 pub(crate) const UPLOADS_MAX: usize = 1024;
+/// Those of one holder: a client pushes a handful of layers at a time, and who leaves its sessions open keeps nobody else
+/// from pushing.
+pub(crate) const UPLOADS_OF_ONE_MAX: usize = UPLOADS_MAX / 4;
 /// A session that was idle for so many seconds makes room for a new one when there are too many.
 const EVICT_IDLE_S: u64 = 600;
 /// How long a request waits for another that adds bytes to the same upload: writing a batch takes no longer.
@@ -52,25 +56,36 @@ impl Inner {
     fn old_session(&self, upload: &UploadId, record: &UploadRecord) -> Arc<Session> {
         let algorithm = if record.sha512 { Algorithm::Sha512 } else { Algorithm::Sha256 };
         let by = Uploader { repository: record.repository.clone(), user: record.user.clone() };
-        Arc::new(Session::new(by, algorithm, self.upload_path(upload), false))
+        Arc::new(Session::new(by, None, algorithm, self.upload_path(upload)))
     }
 
-    pub(super) fn begin(&self, by: &Uploader, algorithm: Algorithm) -> Result<UploadId, BeginError> {
+    pub(super) fn begin(&self, by: &Uploader, holder: Holder, algorithm: Algorithm) -> Result<UploadId, BeginError> {
         self.check_room()?;
         let mut name = [0; 16];
         getrandom::fill(&mut name).map_err(|error| StoreError::failed("draw a random name")(error.to_string()))?;
         let upload: UploadId = hex::encode(name).parse().expect("hex digits are a valid name");
-        if self.sessions().len() >= UPLOADS_MAX && !self.evict()? {
-            return Err(BeginError::TooMany);
+        let session = Session::new(by.clone(), Some(holder.clone()), algorithm, self.upload_path(&upload));
+        let session = Arc::new(session);
+        loop {
+            let mut sessions = self.sessions();
+            let Some(full) = fullness(&sessions, &holder) else {
+                sessions.insert(upload.clone(), session);
+                return Ok(upload);
+            };
+            drop(sessions);
+            let made_room = match full {
+                BeginError::TooManyOfOne(_) => self.evict(|session| session.is_of(&holder))?,
+                _ => self.evict(|_| true)?,
+            };
+            if !made_room {
+                return Err(full);
+            }
         }
-        let session = Session::new(by.clone(), algorithm, self.upload_path(&upload), true);
-        self.sessions().insert(upload.clone(), Arc::new(session));
-        Ok(upload)
     }
 
     /// Whether [`Self::begin`] touches no disk.
-    pub(super) fn has_room_for_sessions(&self) -> bool {
-        self.sessions().len() < UPLOADS_MAX
+    pub(super) fn has_room_for(&self, holder: &Holder) -> bool {
+        fullness(&self.sessions(), holder).is_none()
     }
 
     /// Sees to it that a later process finds the session.
@@ -108,12 +123,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Cancels the session that was idle for longest, if it was idle for long enough.
-    fn evict(&self) -> Result<bool, StoreError> {
+    /// Cancels the session that was idle for longest of `those`, if it was idle for long enough.
+    fn evict(&self, those: impl Fn(&Session) -> bool) -> Result<bool, StoreError> {
         let idle_since = unix_seconds().saturating_sub(EVICT_IDLE_S);
         let oldest = self
             .sessions()
             .iter()
+            .filter(|(_, session)| those(session))
             .map(|(upload, session)| (session.touched(), upload, session))
             .min_by_key(|(touched, ..)| *touched)
             .filter(|(touched, ..)| *touched <= idle_since)
@@ -340,6 +356,14 @@ impl Inner {
         bytes.map_err(StoreError::io("sync an upload"))?;
         name.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+}
+
+/// Why no further session may begin, if so.
+fn fullness(sessions: &BTreeMap<UploadId, Arc<Session>>, holder: &Holder) -> Option<BeginError> {
+    if sessions.values().filter(|session| session.is_of(holder)).count() >= UPLOADS_OF_ONE_MAX {
+        return Some(BeginError::TooManyOfOne(UPLOADS_OF_ONE_MAX));
+    }
+    (sessions.len() >= UPLOADS_MAX).then_some(BeginError::TooMany)
 }
 
 /// What is known of content after its last byte: root, piece hashes, statement.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::super::{
     Local, Options, Times,
-    tests::{name, push, sign},
+    tests::{name, push, sign, somebody},
 };
 use crate::{
     quota::{Measure, Quota},
@@ -48,7 +48,7 @@ fn manifest(text: &str, tags: &[&str]) -> NewManifest {
 /// Pushes what may not fit.
 async fn try_push(store: &Local, repository: &Repository, content: &Bytes) -> Result<Digest, StoreError> {
     let (by, digest) = (Uploader::from(repository.clone()), Digest::of(content));
-    let upload = store.begin_upload(&by, Algorithm::Sha256).await.unwrap();
+    let upload = store.begin_upload(&by, somebody(), Algorithm::Sha256).await.unwrap();
     let mut append = store.append(&by, &upload, None).await.unwrap();
     append.write(content.clone()).await?;
     append.finish().await?;
