@@ -78,14 +78,14 @@ fn acknowledged(numbers: &HashMap<String, u64>, step: &Step) -> Option<u64> {
     headers.find_map(|line| numbers.get(line.rsplit(['/', ' ']).next()?.trim()).copied())
 }
 
-/// Starts a seeder on what the power loss left; the pushes that are not whole.
+/// Starts a seeder on what the power loss left; the pushes that are not whole, each with what is wrong.
 async fn lost(
     binaries: &Binaries,
     directory: &Path,
     disk: &Disk,
     survivors: Survivors,
     pushed: &[u64],
-) -> Result<Vec<u64>> {
+) -> Result<Vec<String>> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let directory = directory.join(format!("after{}", COUNT.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir_all(directory.join("seeder"))?;
@@ -94,8 +94,8 @@ async fn lost(
     let client = seeder.client();
     let mut lost = Vec::new();
     for &number in pushed {
-        if check(&client, number).await.is_err() {
-            lost.push(number);
+        if let Err(error) = check(&client, number).await {
+            lost.push(format!("{number}: {error:#}"));
         }
     }
     seeder.stop().await?;

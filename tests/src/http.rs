@@ -15,8 +15,9 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 
-/// Largest reply that is collected in memory, in bytes: manifests (4 MiB) and status pages. Blobs are streamed.
-const REPLY_LEN_MAX: usize = 16 << 20;
+/// Largest reply that is collected in memory, in bytes: manifests (4 MiB), status pages, and the blobs of tests that look at
+/// all their bytes at once. Larger blobs are streamed.
+const REPLY_LEN_MAX: usize = 32 << 20;
 
 /// The body of a request.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
