@@ -77,6 +77,12 @@ impl World {
         self.happened.lock().unwrap()
     }
 
+    fn count(&self, done: &Collected) {
+        let mut happened = self.happened();
+        happened.deleted += done.links;
+        happened.taken_back += done.taken_back;
+    }
+
     fn goes_on(&self, until: Instant) -> bool {
         !self.happened().is_enough() && Instant::now() < until
     }
@@ -193,10 +199,7 @@ impl World {
         while self.goes_on(until) {
             self.note_the_time();
             let done = self.store.collect().await.unwrap();
-            let mut happened = self.happened();
-            happened.deleted += done.links;
-            happened.taken_back += done.taken_back;
-            drop(happened);
+            self.count(&done);
             sum.blobs += done.blobs;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -230,12 +233,13 @@ async fn pushes_mounts_and_deletes_race_the_collector_and_nothing_acknowledged_i
             kept += 1;
         }
     }
-    let happened = world.happened();
-    assert!(
-        happened.is_enough() && kept > 0 && collected.blobs > 100,
-        "too little happened: {happened:?}, {kept} kept, {collected:?}"
-    );
-    drop(happened);
+    {
+        let happened = world.happened();
+        assert!(
+            happened.is_enough() && kept > 0 && collected.blobs > 100,
+            "too little happened: {happened:?}, {kept} kept, {collected:?}"
+        );
+    }
     let scrubbed = world.store.scrub(None).await.unwrap();
     assert!(scrubbed.damaged.is_empty() && scrubbed.checked > 0, "{scrubbed:?}");
 }

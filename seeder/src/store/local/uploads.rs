@@ -73,11 +73,8 @@ impl Inner {
                 return Ok(upload);
             };
             drop(sessions);
-            let made_room = match full {
-                BeginError::TooManyOfOne(_) => self.evict(|session| session.is_of(&holder))?,
-                _ => self.evict(|_| true)?,
-            };
-            if !made_room {
+            let its_own = matches!(full, BeginError::TooManyOfOne(_));
+            if !self.evict(|session| !its_own || session.is_of(&holder))? {
                 return Err(full);
             }
         }
