@@ -1,10 +1,10 @@
 //! A seeder and an agent with TLS between them, each with a certificate.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use shoal_tests::{
+    certificates,
     cluster::{Binaries, Daemon},
     image::Image,
     pull, push,
@@ -14,25 +14,10 @@ use crate::images::MIB;
 
 const REPOSITORY: &str = "it/secure";
 
-/// Writes an authority (`ca.pem`), and a certificate and a key of it for each name, to `directory`.
-fn certify(directory: &Path, names: &[&str]) -> Result<()> {
-    let (mut params, key) = (CertificateParams::default(), KeyPair::generate()?);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(directory.join("ca.pem"), params.self_signed(&key)?.pem())?;
-    let issuer = Issuer::new(params, key);
-    for name in names {
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec![(*name).to_owned()])?.signed_by(&key, &issuer)?;
-        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem())?;
-        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem())?;
-    }
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_pulls_through_tls_from_a_seeder_that_asks_for_its_certificate() -> Result<()> {
     let (binaries, directory) = (Binaries::find()?, tempfile::tempdir()?);
-    certify(directory.path(), &["127.0.0.1", "node"])?;
+    certificates::issue(directory.path(), &["127.0.0.1", "node"])?;
     let file = |name: &str| -> PathBuf { directory.path().join(name) };
     let text = |name: &str| file(name).display().to_string();
     // Pushed before there is TLS: the client of these tests speaks none.

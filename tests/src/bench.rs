@@ -15,6 +15,8 @@
 //! | [`local`] | a client of a warm agent |
 //! | [`idle`] | what an agent costs that does nothing |
 //! | [`validate`] | real swarms beside what the simulator says of them; a program of its own, `shoal-validate` |
+//!
+//! Fleets are open; with `--trust` they let in only whom they know ([`trust`]).
 
 pub mod accounting;
 pub mod content;
@@ -37,6 +39,7 @@ pub mod stats;
 pub mod tables;
 pub mod topology;
 pub mod torrent;
+pub mod trust;
 pub mod validate;
 
 use std::time::Duration;
@@ -62,6 +65,8 @@ pub struct Options {
     pub variants: Vec<String>,
     /// Flags for every Shoal agent besides.
     pub agent_flags: Vec<String>,
+    /// Whether Shoal lets in only whom it knows ([`trust`]), instead of everybody.
+    pub trust: bool,
     /// Keeps the processes' directories and says where they are.
     pub keep_files: bool,
 }
@@ -77,6 +82,12 @@ impl Options {
     #[must_use]
     pub fn sizes_or(&self, default: &[u64]) -> Vec<u64> {
         if self.sizes_mib.is_empty() { default.to_vec() } else { self.sizes_mib.clone() }
+    }
+
+    /// How a seeder is started.
+    #[must_use]
+    pub fn seeder(&self) -> fleet::Start {
+        fleet::Start { closed: self.trust, ..fleet::Start::default() }
     }
 
     /// Whether a contender takes part.

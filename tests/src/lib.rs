@@ -10,6 +10,7 @@
 //! has bound them.
 
 pub mod bench;
+pub mod certificates;
 pub mod clone;
 pub mod cluster;
 pub mod conformance;

@@ -9,13 +9,15 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use http::Uri;
-use shoal_agent::{Agent, Config, Running};
+use shoal_agent::{Agent, Config, Running, config::JoinBy};
 use shoal_tests::{
     bench::{
         content::Content,
         crowd::{Order, PULL, Said},
         reader,
+        trust::{self, Pass},
     },
+    http::Client,
     report,
 };
 use tokio::{
@@ -56,9 +58,11 @@ fn run() -> Result<()> {
 /// Starts the agents, and serves until its input ends.
 async fn serve(order: &Order) -> Result<()> {
     let content = Content::new(order.content.0, order.content.1)?;
-    let seeder: Uri = format!("http://{}", order.seeder).parse().context("the seeder's address")?;
+    let start = config(order)?;
     let agents: Vec<Running> = stream::iter(0..order.agents)
-        .map(|number| Agent::start(config(order, &seeder, number)))
+        .map(|number| {
+            Agent::start(Config { data_dir: order.directory.join(format!("agent{number}")), ..start.clone() })
+        })
         .buffer_unordered(STARTS_AT_ONCE)
         .try_collect()
         .await?;
@@ -68,7 +72,11 @@ async fn serve(order: &Order) -> Result<()> {
         ensure!(line == PULL, "{line:?} is no order");
         let mut readers = JoinSet::new();
         for agent in &agents {
-            readers.spawn(reader::read_at(agent.addresses().registry.to_string(), content.clone(), String::new()));
+            let mut client = Client::new(agent.addresses().registry.to_string());
+            if let Some(password) = &order.password {
+                client = client.user(trust::USER, password);
+            }
+            readers.spawn(reader::read_by(client, content.clone(), String::new()));
         }
         while let Some(read) = readers.join_next().await {
             let result = read.context("a reader")?.map(drop).map_err(|error| format!("{error:#}"));
@@ -79,13 +87,20 @@ async fn serve(order: &Order) -> Result<()> {
     Ok(())
 }
 
-fn config(order: &Order, seeder: &Uri, number: usize) -> Config {
-    let mut config = Config::loopback(seeder.clone(), order.directory.join(format!("agent{number}")), BOOT_ID);
+/// Of every agent, but for where its data goes.
+fn config(order: &Order) -> Result<Config> {
+    let seeder: Uri = order.seeder.parse().context("the seeder's URL")?;
+    let mut config = Config::loopback(seeder, order.directory.clone(), BOOT_ID);
     let address = vec![SocketAddr::from((order.ip, 0))];
     config.listen.libp2p.clone_from(&address);
     config.listen.peer = address;
-
-    config
+    if let Some(Pass { ca, token }) = &order.pass {
+        let token = std::fs::read_to_string(token).with_context(|| format!("read {}", token.display()))?;
+        config.insecure_open = false;
+        config.join_by = JoinBy::Token(token.trim().parse().context("the join token")?);
+        config.seeder_tls.ca = Some(ca.clone());
+    }
+    Ok(config)
 }
 
 fn say(said: &Said) -> Result<()> {

@@ -4,7 +4,7 @@
 //! would measure the kernel's scheduler: each `shoal-crowd` runs some of them through the agent's library.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -25,10 +25,11 @@ use super::{
     Log, Options, PATIENCE,
     accounting::{self, Machine},
     content::Content,
-    fleet::{Fleet, Start, settle},
+    fleet::{Fleet, settle},
     host::Host,
     record::{Run, contender},
     room::Room,
+    trust::Pass,
 };
 use crate::cluster::Binaries;
 
@@ -55,8 +56,12 @@ pub struct Order {
     pub agents: usize,
     /// Where libp2p and the peer protocol listen.
     pub ip: Ipv4Addr,
-    /// The seeder.
-    pub seeder: SocketAddr,
+    /// The seeder's URL.
+    pub seeder: String,
+    /// What the agents join by, where the seeder is not open.
+    pub pass: Option<Pass>,
+    /// The password of [`super::trust::USER`], where readers need one.
+    pub password: Option<String>,
     /// Where their data goes.
     pub directory: PathBuf,
     /// The content's seed and length: readers hold what they get against it.
@@ -174,14 +179,15 @@ async fn one(options: &Options, nodes: usize, mib: u64, round: usize) -> Result<
         bytes: content.len(),
         ..Run::default()
     };
-    let run = timed(run, &content, directory.path()).await;
+    let run = timed(options, run, &content, directory.path()).await;
     super::kept(options, directory);
     run
 }
 
-async fn timed(mut run: Run, content: &Content, directory: &Path) -> Result<Run> {
+async fn timed(options: &Options, mut run: Run, content: &Content, directory: &Path) -> Result<Run> {
     let here = Arc::new(Host::here("local", Ipv4Addr::LOCALHOST));
-    let fleet = Fleet::start(&here, directory, &Start::default(), content).await?;
+    let fleet = Fleet::start(&here, directory, &options.seeder(), content).await?;
+    let pass = fleet.admit(run.receivers, None).await?;
     let mut crowds = Vec::new();
     let mut left = run.receivers;
     // One process after the other: all at once would only wait for each other, and for longer than they may.
@@ -189,7 +195,9 @@ async fn timed(mut run: Run, content: &Content, directory: &Path) -> Result<Run>
         let order = Order {
             agents: left.min(AGENTS_A_PROCESS),
             ip: Ipv4Addr::LOCALHOST,
-            seeder: fleet.seeder_address(),
+            seeder: fleet.seeder_url(),
+            pass: pass.clone(),
+            password: fleet.seeder.password().map(str::to_owned),
             directory: directory.join(format!("crowd{}", crowds.len())),
             content: (content.len() >> 20, content.len()),
         };

@@ -1,6 +1,7 @@
 //! Shoal as it ships: one seeder and some agents, each a process of its own, on given hosts.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,11 +11,17 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 
-use super::{accounting, content::Content, host::Host, topology};
+use super::{
+    accounting,
+    content::{Content, REPOSITORY, TAG},
+    host::Host,
+    topology,
+    trust::{self, Trust},
+};
 use crate::{
-    bench::content::{REPOSITORY, TAG},
     cluster::{Addresses, Binaries},
     http::Client,
+    image::Image,
     metrics::{Metrics, names},
     process::{self, Process},
     push, wait,
@@ -45,6 +52,8 @@ pub struct Node {
     name: String,
     addresses: Addresses,
     directory: PathBuf,
+    /// That of [`trust::USER`], where clients need one.
+    password: Option<String>,
 }
 
 /// How a node is started.
@@ -56,6 +65,10 @@ pub struct Start {
     pub config: String,
     /// The address by which others know it, where that is not its own.
     pub alias: Option<Ipv4Addr>,
+    /// Where it stands; agents only.
+    pub region: Option<String>,
+    /// Whether it lets in only whom it knows. What its agents need for that, the fleet gives them.
+    pub closed: bool,
 }
 
 impl Start {
@@ -64,16 +77,23 @@ impl Start {
     pub fn flags(flags: &[&str]) -> Self {
         Self { flags: flags.iter().map(|&flag| flag.to_owned()).collect(), ..Self::default() }
     }
+
+    /// An agent whose peers speak `plain` or `tls`; private content goes either way.
+    #[must_use]
+    pub fn mode(mode: &str) -> Self {
+        let config = if mode == "plain" { "trusted_network = true\n" } else { "" };
+        Self { config: config.to_owned(), ..Self::flags(&["--mode", mode]) }
+    }
 }
 
 impl Node {
-    /// Starts a seeder and waits until it is ready.
+    /// Starts a seeder that listens at `ip` of its host, and waits until it is ready.
     ///
     /// # Errors
     /// It ends, or is not ready in time.
-    pub async fn seeder(host: &Arc<Host>, directory: &Path, start: &Start) -> Result<Self> {
+    pub async fn seeder(host: &Arc<Host>, directory: &Path, ip: Ipv4Addr, start: &Start) -> Result<Self> {
         let port = if host.is_apart() { SEEDER_PORT } else { 0 };
-        let arguments = ["serve".to_owned(), "--listen".to_owned(), SocketAddr::from((host.ip(), port)).to_string()];
+        let arguments = ["serve".to_owned(), "--listen".to_owned(), SocketAddr::from((ip, port)).to_string()];
         Self::start(&Binaries::find()?.seeder, "seeder", host, directory, arguments.into(), start).await
     }
 
@@ -81,22 +101,20 @@ impl Node {
     ///
     /// # Errors
     /// It ends, or is not ready in time.
-    pub async fn agent(
-        host: &Arc<Host>,
-        directory: &Path,
-        name: &str,
-        seeder: SocketAddr,
-        start: &Start,
-    ) -> Result<Self> {
+    pub async fn agent(host: &Arc<Host>, directory: &Path, name: &str, seeder: &str, start: &Start) -> Result<Self> {
         let port = |port: u16| if host.is_apart() { port } else { 0 };
         let mut arguments = vec!["agent".to_owned()];
         let mut flag = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         flag("--listen", "127.0.0.1:0".to_owned());
         flag("--libp2p-listen", SocketAddr::from((host.ip(), port(LIBP2P_PORT))).to_string());
         flag("--peer-listen", SocketAddr::from((host.ip(), port(PEER_PORT))).to_string());
-        flag("--seeder", format!("http://{seeder}"));
+        flag("--seeder", seeder.to_owned());
         if let Some(alias) = start.alias {
             flag("--advertise", alias.to_string());
+        }
+        // Whoever joins by token stands where the token says.
+        if let Some(region) = start.region.as_ref().filter(|_| !start.closed) {
+            flag("--region", region.clone());
         }
         Self::start(&Binaries::find()?.agent, name, host, directory, arguments, start).await
     }
@@ -120,10 +138,15 @@ impl Node {
             std::fs::write(&config, &start.config).with_context(|| format!("write {}", config.display()))?;
             flag("--config", config.display().to_string());
         }
-        arguments.push("--insecure-open".to_owned());
+        if !start.closed {
+            arguments.push("--insecure-open".to_owned());
+        }
         arguments.extend(start.flags.iter().cloned());
         let (program, log) = (program.to_owned(), directory.join("log"));
         let (called, addresses) = (name.to_owned(), data.join("addresses.json"));
+        if addresses.exists() {
+            std::fs::remove_file(&addresses).with_context(|| format!("remove {}", addresses.display()))?;
+        }
         // The process is the host's because the host's thread starts it.
         let launch = async move {
             let environment = [("NO_COLOR", "1".into()), ("RUST_BACKTRACE", "1".into())];
@@ -143,7 +166,24 @@ impl Node {
             Ok((process, addresses))
         };
         let (process, addresses) = host.run(launch).await?;
-        Ok(Self { process: Some(process), host: Arc::clone(host), name: name.to_owned(), addresses, directory })
+        let (host, name, password) = (Arc::clone(host), name.to_owned(), None);
+        Ok(Self { process: Some(process), host, name, addresses, directory, password })
+    }
+
+    /// A client of its registry that may read and write what is moved; for use on its own host.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let client = Client::new(self.addresses.registry.to_string());
+        match &self.password {
+            Some(password) => client.user(trust::USER, password),
+            None => client,
+        }
+    }
+
+    /// The password of [`trust::USER`], where clients need one.
+    #[must_use]
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_deref()
     }
 
     /// What it is called.
@@ -217,6 +257,17 @@ impl Node {
     pub async fn kill(&mut self) -> Result<()> {
         self.process.take().with_context(|| format!("{} does not run", self.name))?.kill().await
     }
+
+    /// SIGTERM.
+    ///
+    /// # Errors
+    /// It does not run, or does not end well.
+    pub async fn stop(&mut self) -> Result<()> {
+        let process = self.process.take().with_context(|| format!("{} does not run", self.name))?;
+        let status = process.stop().await?;
+        ensure!(status.success(), "{} ended with {status} on SIGTERM", self.name);
+        Ok(())
+    }
 }
 
 /// One seeder and some agents.
@@ -227,39 +278,92 @@ pub struct Fleet {
     /// The seeder.
     pub seeder: Node,
     seeder_known_as: SocketAddr,
+    trust: Option<Trust>,
 }
 
 impl Fleet {
-    /// Starts a seeder and pushes `content` to it.
+    /// Starts a seeder that has `content`.
     ///
     /// # Errors
     /// It does not start, or refuses the push.
     pub async fn start(host: &Arc<Host>, directory: &Path, start: &Start, content: &Content) -> Result<Self> {
-        let seeder = Node::seeder(host, directory, start).await?;
-        let mut seeder_known_as = seeder.addresses().registry;
-        if let Some(alias) = start.alias {
-            seeder_known_as.set_ip(alias.into());
-        }
-        let (client, image) = (Client::new(seeder.addresses().registry.to_string()), content.image.clone());
-        let push = async move { push::image(&client, REPOSITORY, TAG, &image).await };
-        host.run(push).await.context("push to the seeder")?;
-        Ok(Self { agents: Vec::new(), seeder, seeder_known_as })
+        Self::start_with(host, directory, start, vec![(TAG.to_owned(), content.image.clone())]).await
+    }
+
+    /// Starts a seeder that has these images under these tags.
+    ///
+    /// # Errors
+    /// It does not start, or refuses a push.
+    pub async fn start_with(
+        host: &Arc<Host>,
+        directory: &Path,
+        start: &Start,
+        images: Vec<(String, Image)>,
+    ) -> Result<Self> {
+        let known_as = start.alias.unwrap_or_else(|| host.ip());
+        let (seeder, trust) = if start.closed {
+            let (trust, start) = Trust::establish(directory, known_as, start)?;
+            // Who pushes here speaks no TLS, which a seeder that is alone with itself does not ask for.
+            let alone = Start { flags: Vec::new(), ..start.clone() };
+            let mut seeder = Node::seeder(host, directory, Ipv4Addr::LOCALHOST, &alone).await?;
+            let password = trust.user(&seeder).await?;
+            seeder.password = Some(password.clone());
+            push(&seeder, images).await?;
+            seeder.stop().await?;
+            seeder = Node::seeder(host, directory, host.ip(), &start).await?;
+            seeder.password = Some(password);
+            (seeder, Some(trust))
+        } else {
+            let seeder = Node::seeder(host, directory, host.ip(), start).await?;
+            push(&seeder, images).await?;
+            (seeder, None)
+        };
+        let seeder_known_as = SocketAddr::from((known_as, seeder.addresses().registry.port()));
+        Ok(Self { agents: Vec::new(), seeder, seeder_known_as, trust })
     }
 
     /// How agents reach the seeder.
     #[must_use]
-    pub const fn seeder_address(&self) -> SocketAddr {
-        self.seeder_known_as
+    pub fn seeder_url(&self) -> String {
+        let scheme = if self.trust.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.seeder_known_as)
+    }
+
+    /// What so many agents that stand in `region` need to join; nothing where the seeder is open.
+    ///
+    /// # Errors
+    /// The seeder makes no token.
+    pub async fn admit(&self, agents: usize, region: Option<&str>) -> Result<Option<trust::Pass>> {
+        match &self.trust {
+            Some(trust) => trust.admit(&self.seeder, agents, region).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Starts agents, all at once: name, host, and how.
     ///
     /// # Errors
     /// One does not become ready.
-    pub async fn add(&mut self, directory: &Path, agents: Vec<(String, Arc<Host>, Start)>) -> Result<()> {
-        let seeder = self.seeder_known_as;
-        let starts = agents.iter().map(|(name, host, start)| Node::agent(host, directory, name, seeder, start));
-        self.agents.extend(try_join_all(starts).await?);
+    pub async fn add(&mut self, directory: &Path, mut agents: Vec<(String, Arc<Host>, Start)>) -> Result<()> {
+        let regions: BTreeSet<_> = agents.iter().map(|(.., start)| start.region.clone()).collect();
+        for region in regions {
+            let count = agents.iter().filter(|(.., start)| start.region == region).count();
+            let Some(pass) = self.admit(count, region.as_deref()).await? else { continue };
+            for (.., start) in agents.iter_mut().filter(|(.., start)| start.region == region) {
+                start.closed = true;
+                start.flags.extend(pass.flags());
+            }
+        }
+        let seeder = self.seeder_url();
+        let starts = agents.iter().map(|(name, host, start)| Node::agent(host, directory, name, &seeder, start));
+        let mut started = try_join_all(starts).await?;
+        if let (Some(_), Some(agent)) = (&self.trust, started.first()) {
+            trust::refuses_strangers(agent).await?;
+        }
+        for agent in &mut started {
+            agent.password.clone_from(&self.seeder.password);
+        }
+        self.agents.append(&mut started);
         Ok(())
     }
 
@@ -312,6 +416,18 @@ impl Fleet {
             crate::report::note(&format!("--- {} said last:\n{tail}", node.name));
         }
     }
+}
+
+/// Pushes images from the seeder's own host.
+async fn push(seeder: &Node, images: Vec<(String, Image)>) -> Result<()> {
+    let client = seeder.client();
+    let push = async move {
+        for (tag, image) in images {
+            push::image(&client, REPOSITORY, &tag, &image).await?;
+        }
+        Ok(())
+    };
+    seeder.host().run(push).await.context("push to the seeder")
 }
 
 /// Waits until agents, whose CPU seconds so far `cpu` gives, have done what they do when they start.

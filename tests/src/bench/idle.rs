@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
     Log, Options, PATIENCE, accounting,
-    content::{Content, REPOSITORY},
+    content::{Content, REPOSITORY, TAG},
     crowd::{Crowd, Order},
     fleet::{Fleet, Node, Start},
     host,
@@ -22,7 +22,7 @@ use super::{
     room::Room,
     topology::{Network, Site},
 };
-use crate::{http::Client, image::Image, metrics::names, pull, push, wait};
+use crate::{image::Image, metrics::names, pull, wait};
 
 /// The case's name.
 pub const NAME: &str = "idle";
@@ -62,19 +62,23 @@ pub async fn run(options: &Options, log: &mut Log, window: Duration) -> Result<(
 async fn measured(options: &Options, network: &Network, directory: &Path, window: Duration) -> Result<Run> {
     let [seeder_host, host, others_host] = network.site(0) else { unreachable!("three hosts were asked for") };
     let content = Content::new(1, 1 << 20)?;
-    let mut fleet = Fleet::start(seeder_host, directory, &Start::default(), &content).await?;
+    let images = (1..=IMAGES).map(|n| (format!("v{n}"), image(n)));
+    let images = images.chain([(TAG.to_owned(), content.image.clone())]).collect();
+    let mut fleet = Fleet::start_with(seeder_host, directory, &options.seeder(), images).await?;
     let start = Start { flags: options.agent_flags.clone(), ..Start::default() };
     fleet.add(directory, vec![("agent".to_owned(), Arc::clone(host), start)]).await?;
     let order = Order {
         agents: PEERS,
         ip: others_host.ip(),
-        seeder: fleet.seeder_address(),
+        seeder: fleet.seeder_url(),
+        pass: fleet.admit(PEERS, None).await?,
+        password: fleet.seeder.password().map(str::to_owned),
         directory: directory.join("others"),
         content: (1, content.len()),
     };
     let mut others = Crowd::start(others_host, &order).await?;
     let agent = &fleet.agents[0];
-    fill(&fleet, agent).await?;
+    fill(agent).await?;
     // The others hold something as well, and know the agent from fetching it.
     let ends = others.pull().await?;
     ensure!(ends.iter().all(Result::is_ok), "the other agents could not pull: {ends:?}");
@@ -101,18 +105,9 @@ async fn measured(options: &Options, network: &Network, directory: &Path, window
         .with("rss_peak_mib", agent.rss_peak()? as f64 / 1_048_576.0))
 }
 
-/// Pushes the images to the seeder, and has the agent fetch them all.
-async fn fill(fleet: &Fleet, agent: &Node) -> Result<()> {
-    let registry = Client::new(fleet.seeder.addresses().registry.to_string());
-    let push = async move {
-        let pushes = stream::iter(1..=IMAGES).map(|n| {
-            let registry = registry.clone();
-            async move { push::image(&registry, REPOSITORY, &format!("v{n}"), &image(n)).await.map(drop) }
-        });
-        pushes.buffer_unordered(PULLS_AT_ONCE).try_collect::<()>().await
-    };
-    fleet.seeder.host().run(push).await.context("push to the seeder")?;
-    let client = Client::new(agent.addresses().registry.to_string());
+/// Has the agent fetch all images.
+async fn fill(agent: &Node) -> Result<()> {
+    let client = agent.client();
     let pull = async move {
         let options = pull::Options::default();
         let pulls = stream::iter(1..=IMAGES)

@@ -157,9 +157,9 @@ impl Ground {
         self.network.site(0)
     }
 
-    fn start(&self, n: usize, flags: &[String]) -> Start {
-        let alias = self.delayed.then(|| delay::alias(n));
-        Start { flags: flags.to_vec(), alias, ..Start::default() }
+    /// The n-th host's process is known by its alias, where it has one.
+    fn known(&self, n: usize, start: Start) -> Start {
+        Start { alias: self.delayed.then(|| delay::alias(n)), ..start }
     }
 
     /// F ÷ u.
@@ -223,15 +223,16 @@ async fn shoal(
     victims: &[usize],
 ) -> Result<Run> {
     let mode = if run.contender == contender::PLAIN { "plain" } else { "tls" };
-    let flags = [vec!["--mode".to_owned(), mode.to_owned()], options.agent_flags.clone()].concat();
+    let mut agent = Start::mode(mode);
+    agent.flags.extend(options.agent_flags.iter().cloned());
     let hosts = ground.hosts();
-    let mut seeder = ground.start(0, &[]);
+    let mut seeder = ground.known(0, options.seeder());
     if ground.delayed {
         seeder.config = format!("introduce_ranges = [\"{}\"]\n", delay::ALIASES);
     }
     let mut fleet = Fleet::start(&hosts[0], directory, &seeder, content).await?;
     let agents = hosts.iter().enumerate().skip(1);
-    let agents = agents.map(|(n, host)| (format!("agent{n}"), Arc::clone(host), ground.start(n, &flags)));
+    let agents = agents.map(|(n, host)| (format!("agent{n}"), Arc::clone(host), ground.known(n, agent.clone())));
     fleet.add(directory, agents.collect()).await?;
     let result = timed(run, &mut fleet, content, victims).await;
     if !matches!(&result, Ok(run) if run.failed == 0) {

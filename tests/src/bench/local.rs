@@ -13,7 +13,7 @@ use super::{
     record::{Run, contender},
     room::Room,
     servers::{self, Server},
-    turns,
+    trust, turns,
 };
 
 /// The case's name.
@@ -34,7 +34,7 @@ pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
     let content = Content::new(mib, mib << 20)?;
     let directory = Room::new(content.len() * 4 + SLACK)?;
     let here = Arc::new(Host::here("local", Ipv4Addr::LOCALHOST));
-    let mut fleet = Fleet::start(&here, directory.path(), &Start::default(), &content).await?;
+    let mut fleet = Fleet::start(&here, directory.path(), &options.seeder(), &content).await?;
     let start = Start { flags: options.agent_flags.clone(), ..Start::default() };
     fleet.add(directory.path(), vec![("agent".to_owned(), Arc::clone(&here), start)]).await?;
     let agent = &fleet.agents[0];
@@ -43,7 +43,8 @@ pub async fn run(options: &Options, log: &mut Log) -> Result<()> {
     content.write(&file)?;
     let nginx = Server::nginx(&here, directory.path(), &file).await?;
     let registry = agent.addresses().registry;
-    let url = format!("http://{registry}/v2/{REPOSITORY}/blobs/{}", content.layer().digest);
+    let user = agent.password().map(|password| format!("{}:{password}@", trust::USER)).unwrap_or_default();
+    let url = format!("http://{user}{registry}/v2/{REPOSITORY}/blobs/{}", content.layer().digest);
     for round in 0..options.rounds * FETCHES_A_ROUND {
         for (variant, into) in [("to a file", Some(directory.path())), ("to nowhere", None)] {
             for who in turns(&[contender::PLAIN, contender::NGINX], round) {

@@ -107,9 +107,9 @@ fn hosts(count: usize) -> Vec<Arc<Host>> {
 
 async fn shoal(options: &Options, mode: &str, run: Run, content: &Content, directory: &Path) -> Result<Run> {
     let here = Arc::new(Host::here("local", Ipv4Addr::LOCALHOST));
-    let mut start = Start::flags(&["--mode", mode]);
+    let mut start = Start::mode(mode);
     start.flags.extend(options.agent_flags.iter().cloned());
-    let mut fleet = Fleet::start(&here, directory, &Start::default(), content).await?;
+    let mut fleet = Fleet::start(&here, directory, &options.seeder(), content).await?;
     fleet.add(directory, vec![("warm".to_owned(), Arc::clone(&here), start.clone())]).await?;
     reader::prefetch(&fleet.agents[0], content, PATIENCE).await.context("warming the first agent")?;
     let cold = (1..=run.receivers).map(|n| (format!("agent{n}"), Arc::clone(&here), start.clone()));

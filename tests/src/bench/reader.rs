@@ -35,16 +35,15 @@ const LOOK_MAX: Duration = Duration::from_millis(40);
 /// # Errors
 /// A request fails, or bytes are wrong; nothing is tried twice.
 pub async fn read(node: &Node, content: &Content, query: &str) -> Result<Instant> {
-    let work = read_at(node.addresses().registry.to_string(), content.clone(), query.to_owned());
+    let work = read_by(node.client(), content.clone(), query.to_owned());
     node.host().run(work).await.with_context(|| format!("pull through {}", node.name()))
 }
 
-/// The same through the registry at `authority`, from the caller's own host.
+/// The same by a client of an agent, from the caller's own host.
 ///
 /// # Errors
 /// A request fails, or bytes are wrong; nothing is tried twice.
-pub async fn read_at(authority: String, content: Content, query: String) -> Result<Instant> {
-    let client = Client::new(authority);
+pub async fn read_by(client: Client, content: Content, query: String) -> Result<Instant> {
     let (digest, _) = pull::manifest(&client, REPOSITORY, TAG, &query).await?;
     ensure!(digest == content.image.manifest.digest, "the tag leads to {digest}");
     let blobs = [(&content.image.config, None), (content.layer(), Some(content.bytes.clone()))];
@@ -88,11 +87,11 @@ pub fn stored_len(content: &Content) -> u64 {
 /// # Errors
 /// The agent does not answer, or takes longer than `limit`.
 pub async fn prefetch(node: &Node, content: &Content, limit: Duration) -> Result<Instant> {
-    let addresses = *node.addresses();
+    let (client, addresses) = (node.client(), *node.addresses());
     let needed = stored_len(content);
     let work = async move {
         let begun = Instant::now();
-        pull::manifest(&Client::new(addresses.registry.to_string()), REPOSITORY, TAG, "").await?;
+        pull::manifest(&client, REPOSITORY, TAG, "").await?;
         let status = Client::new(addresses.status.to_string());
         loop {
             let stored = Metrics::scrape(&status).await?.count(names::AGENT_RECEIVED, &[]);

@@ -109,13 +109,13 @@ async fn measured(
     content: &Content,
     directory: &Path,
 ) -> Result<Run> {
-    let mut fleet = Fleet::start(&network.site(0)[0], directory, &Start::default(), content).await?;
+    let mut fleet = Fleet::start(&network.site(0)[0], directory, &options.seeder(), content).await?;
     let mut agents = Vec::new();
     for s in 0..shape.sites.len() {
         // The seeder's host is the first of the first site.
         for host in network.site(s).iter().skip(usize::from(s == 0)) {
-            let mut start = Start::flags(&["--region", &format!("r{s}")]);
-            start.flags.extend(options.agent_flags.iter().cloned());
+            let flags = options.agent_flags.clone();
+            let start = Start { flags, region: Some(format!("r{s}")), ..Start::default() };
             agents.push((format!("{}-{}", shape.case, host.name()), Arc::clone(host), start));
         }
     }

@@ -1,4 +1,4 @@
-//! `make bench`: runs the cases, prints tables, and writes `target/bench/swarm.json`.
+//! `make bench`: runs the cases, prints tables, and writes `target/bench/swarm.json` (`swarm-trust.json`).
 
 use std::{
     path::{Path, PathBuf},
@@ -62,6 +62,9 @@ struct Arguments {
     /// Seconds over which `idle` counts: one refresh period of the DHT
     #[arg(long, default_value_t = 1500)]
     idle_seconds: u64,
+    /// Fleets that let in only whom they know, a private image, and its user; the report is swarm-trust.json then
+    #[arg(long)]
+    trust: bool,
     /// Keep the processes' directories (in memory!) and say where they are
     #[arg(long)]
     keep_files: bool,
@@ -104,6 +107,7 @@ async fn stopped() -> Result<()> {
 async fn bench(arguments: &Arguments) -> Result<bool> {
     let output = match &arguments.output {
         Some(output) => output.clone(),
+        None if arguments.trust => clone::root()?.join("target/bench/swarm-trust.json"),
         None => clone::root()?.join("target/bench/swarm.json"),
     };
     let options = Options {
@@ -113,6 +117,7 @@ async fn bench(arguments: &Arguments) -> Result<bool> {
         contenders: arguments.contender.clone(),
         variants: arguments.variant.clone(),
         agent_flags: arguments.agent_flag.clone(),
+        trust: arguments.trust,
         keep_files: arguments.keep_files,
     };
     let mut report = Report::new(std::env::args().skip(1).collect::<Vec<_>>().join(" "))?;
