@@ -59,6 +59,8 @@ pub struct ImageContext {
     pub capability: Envelope,
     /// What it says.
     pub covers: Capability,
+    /// All that the image is made of, as the seeder covers it.
+    pub digests: Vec<Digest>,
     /// Where each digest's holders are found in the DHT.
     pub discovery: Vec<Discovery>,
     /// Keys under which peers may ask this node for the image's bundle ([`Command::Bundle`] on their side). Empty for

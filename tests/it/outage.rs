@@ -72,3 +72,18 @@ async fn seven_agents_that_never_pulled_complete_without_the_seeder_once_the_fir
     pull_all(&cluster.agents[1..], "1", &image).await.context("without the seeder")?;
     cluster.finish().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_hundreds_of_layers_goes_on_from_agent_to_agent_without_the_seeder() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    // More than a capability lists: it names a root above them.
+    let image = Image::synthetic(55, &[3000; 700]);
+    push::image(&cluster.seeder.client(), REPOSITORY, "1", &image).await?;
+    pull_all(&cluster.agents[..1], "1", &image).await?;
+    stop_seeder(&mut cluster).await?;
+    pull_all(&cluster.agents[1..2], "1", &image).await.context("without the seeder")?;
+    // Who had it from a peer gives it to the next.
+    cluster.agents.remove(0).kill().await?;
+    pull_all(&cluster.agents[1..], "1", &image).await.context("without the first")?;
+    cluster.finish().await
+}

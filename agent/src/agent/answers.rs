@@ -14,6 +14,8 @@ use super::Shell;
 
 /// Questions of ours that are open, of all peers together.
 const ASKS_MAX: usize = 512;
+/// Bytes of a frame that an answer leaves to what is around it.
+pub(super) const ANSWER_HEAD_LEN: usize = 16;
 /// A peer that has not answered by then has nothing.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
@@ -110,7 +112,7 @@ impl Shell {
             Question::Peers(image) if self.may_read(peer, &image) => Some(Answer::Peers(self.others(peer, &image))),
             Question::Statement(_) | Question::Hashes(_) | Question::Peers(_) => None,
         };
-        let fits = |answer: &Answer| codec::encode(answer).len() + 16 <= FRAME_LEN_MAX;
+        let fits = |answer: &Answer| codec::encode(answer).len() + ANSWER_HEAD_LEN <= FRAME_LEN_MAX;
         let answer = answer.filter(fits).unwrap_or(Answer::Nothing);
         self.send(peer, Message::Tell { id, answer });
     }

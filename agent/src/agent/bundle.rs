@@ -26,8 +26,8 @@ const PENDING_MAX: usize = 64;
 const ASKED_MAX: usize = 32;
 /// Nodes that are dialled for it.
 const DIALLED_MAX: usize = 8;
-/// Statements of a bundle that are opened here; each costs a signature check.
-const STATEMENTS_MAX: usize = 1024;
+/// Statements of a bundle that are opened here; each costs a signature check. An image of more digests has no bundle.
+pub(super) const STATEMENTS_MAX: usize = 1024;
 
 type Reply = oneshot::Sender<Option<Box<Bundle>>>;
 

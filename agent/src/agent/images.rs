@@ -8,9 +8,10 @@ use std::{
 use shoal_proto::{
     Digest,
     api::Discovery,
+    codec,
     envelope::Envelope,
     merkle::MerkleTree,
-    message::{Bundle, Message},
+    message::{Bundle, FRAME_LEN_MAX, Message},
     name::Repository,
     signed::{Candidates, Capability, Covered, DiscoveryKey, Scope},
 };
@@ -21,7 +22,7 @@ use shoal_transfer::{
 
 use tokio::time::Instant;
 
-use super::{Shell, links::Shown, peers::rank, unix_now};
+use super::{Shell, answers::ANSWER_HEAD_LEN, bundle::STATEMENTS_MAX, links::Shown, peers::rank, unix_now};
 use crate::{
     handle::ImageContext,
     store::{ImageInfo, ImageRecord},
@@ -133,9 +134,7 @@ impl Shell {
         if let Some(known) = known {
             (peers, news, candidates, bundles) = (known.peers, known.news, known.candidates, known.bundles);
         }
-        // What is covered by a root is too much for the frame in which a bundle travels.
-        let listed = matches!(context.covers.covered, Covered::List(_));
-        if let Some(bundle) = context.bundle.filter(|_| listed) {
+        if let Some(bundle) = context.bundle.filter(|bundle| travels(bundle)) {
             self.net.announce(context.bundle_keys.clone());
             bundles.extend(context.bundle_keys.into_iter().take(BUNDLES_MAX).map(|key| (key, bundle.clone())));
             while bundles.len() > BUNDLES_MAX {
@@ -146,7 +145,7 @@ impl Shell {
             candidates = context.candidates;
         }
         let image = Image {
-            tree: tree(&context.covers, &context.discovery),
+            tree: tree(&context.covers, context.digests),
             repository: context.repository,
             capability: context.capability,
             covers: context.covers,
@@ -171,13 +170,17 @@ impl Shell {
 
     /// Takes up an image of an earlier run: its capability still opens doors, its keys still name this node.
     pub(super) fn resume_image(&mut self, info: ImageInfo) {
+        let all = info.record.all();
         let ImageRecord { image, repository, capability, discovery, .. } = info.record;
         let Ok(covers) = capability.open::<Capability>(&*self.upstream.trust().keys()) else { return };
         if covers.not_after <= unix_now() || self.images.by_digest.len() >= IMAGES_MAX {
             return;
         }
+        // What came from peers was told of no places.
+        let told: Vec<Digest> = discovery.iter().map(|found| found.digest).collect();
+        let digests = if told.is_empty() { all.into_iter().collect() } else { told };
         let image_state = Image {
-            tree: tree(&covers, &discovery),
+            tree: tree(&covers, digests),
             repository,
             capability,
             covers,
@@ -266,8 +269,13 @@ impl Shell {
 }
 
 /// The tree under the root that a capability names, if it names one and the digests are those under it.
-fn tree(covers: &Capability, discovery: &[Discovery]) -> Option<MerkleTree> {
+fn tree(covers: &Capability, digests: Vec<Digest>) -> Option<MerkleTree> {
     let Covered::Root { root, .. } = covers.covered else { return None };
-    let tree = MerkleTree::of(discovery.iter().map(|found| found.digest).collect());
+    let tree = MerkleTree::of(digests);
     (tree.root() == root).then_some(tree)
+}
+
+/// Whether a bundle goes into a frame, and is taken by whom it comes to.
+fn travels(bundle: &Bundle) -> bool {
+    bundle.statements.len() <= STATEMENTS_MAX && codec::encode(bundle).len() + ANSWER_HEAD_LEN <= FRAME_LEN_MAX
 }

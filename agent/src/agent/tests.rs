@@ -136,6 +136,7 @@ impl Agent {
             repository,
             capability: pulled.capability,
             covers: pulled.covers,
+            digests: pulled.discovery.iter().map(|found| found.digest).collect(),
             discovery: pulled.discovery,
             bundle_keys: pulled.bundle.into_iter().collect(),
             bundle: Some(Arc::new(bundle)),

@@ -57,6 +57,7 @@ impl Images {
             repository: repository.clone(),
             capability: pulled.capability.clone(),
             covers: pulled.covers.clone(),
+            digests: pulled.digests(),
             discovery: pulled.discovery.clone(),
             bundle_keys: if public { keys.into_iter().collect() } else { Vec::new() },
             bundle: public.then(|| Arc::new(bundle)),
@@ -219,17 +220,13 @@ impl Images {
             }
         };
         let covers: Capability = self.upstream().open(&bundle.capability).await.map_err(|error| error.to_string())?;
-        let node = self.upstream().member().borrow().as_ref().map(|member| member.membership.node);
-        if !node.is_some_and(|node| covers.covers(&node, &bundle.digest, now())) {
-            return Err("its capability does not cover the image now".into());
-        }
         let mut statements = Vec::new();
         for envelope in bundle.statements {
             let statement: Statement = self.upstream().open(&envelope).await.map_err(|error| error.to_string())?;
             statement.check(&statement.digest, None).map_err(|error| error.to_string())?;
             statements.push(OpenedStatement { envelope, statement });
         }
-        Ok(PulledImage {
+        let pulled = PulledImage {
             digest: bundle.digest,
             media_type: bundle.media_type,
             tag_record,
@@ -240,6 +237,11 @@ impl Images {
             bundle: None,
             candidates: Vec::new(),
             introductions: Vec::new(),
-        })
+        };
+        let node = self.upstream().member().borrow().as_ref().map(|member| member.membership.node);
+        if !node.is_some_and(|node| pulled.is_covered(&node, now())) {
+            return Err("its capability does not cover the image now".into());
+        }
+        Ok(pulled)
     }
 }

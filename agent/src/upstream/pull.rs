@@ -8,9 +8,10 @@ use shoal_proto::{
     api::{DIGESTS_MAX, Discovery, Pull, Pulled, REPLY_LEN_MAX},
     codec,
     envelope::Envelope,
+    merkle::MerkleTree,
     message::{ADDRESSES_MAX, PEERS_MAX, PeerInfo},
     name::{Reference, Repository},
-    signed::{Candidates, Capability, DiscoveryKey, Statement, TagRecord},
+    signed::{Candidates, Capability, Covered, DiscoveryKey, NodeId, Statement, TagRecord, UnixSeconds},
 };
 
 use super::{Credentials, Upstream, UpstreamError};
@@ -51,6 +52,29 @@ impl PulledImage {
     #[must_use]
     pub fn statement(&self, digest: &Digest) -> Option<&OpenedStatement> {
         self.statements.iter().find(|signed| signed.statement.digest == *digest)
+    }
+
+    /// All that the image is made of: as the seeder said where to find it, else what it has signed statements of.
+    #[must_use]
+    pub fn digests(&self) -> Vec<Digest> {
+        if self.discovery.is_empty() {
+            self.statements.iter().map(|signed| signed.statement.digest).collect()
+        } else {
+            self.discovery.iter().map(|found| found.digest).collect()
+        }
+    }
+
+    /// Whether the capability lets `node` read the image at `now`: the manifest if it lists what it covers, and all of it if
+    /// it names the root above.
+    #[must_use]
+    pub fn is_covered(&self, node: &NodeId, now: UnixSeconds) -> bool {
+        match self.covers.covered {
+            Covered::List(_) => self.covers.covers(node, &self.digest, now),
+            Covered::Root { root, .. } => {
+                let tree = MerkleTree::of(self.digests());
+                self.covers.is_for(node, now) && tree.root() == root && tree.proof(&self.digest).is_some()
+            }
+        }
     }
 }
 
