@@ -36,9 +36,11 @@ const ROW_LEN_MAX: usize = 4 << 20;
 /// agent's budget is 40 MiB in all, more than half of which is the program itself.
 const BLOCK_CACHE_BYTES: usize = 1 << 20;
 /// Unflushed rows per table.
-const WRITE_BUFFER_BYTES: usize = 1 << 20;
+const WRITE_BUFFER_BYTES: usize = 512 << 10;
 /// Unflushed rows in all: they stay in memory for as long as nothing else is written.
-const WRITE_BUFFERS_BYTES: usize = 2 << 20;
+const WRITE_BUFFERS_BYTES: usize = 1 << 20;
+/// Unflushed rows are given memory in blocks of this size, an eighth of the whole unless said: most tables hold a few rows.
+const WRITE_BLOCK_BYTES: usize = 16 << 10;
 /// The write-ahead log is cut at this length, so that opening replays little.
 const WAL_BYTES_MAX: u64 = 16 << 20;
 /// Table files held open.
@@ -168,6 +170,7 @@ impl Tables {
             blocks.set_block_cache(&cache);
             let mut options = Options::default();
             options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+            options.set_arena_block_size(WRITE_BLOCK_BYTES);
             options.set_max_write_buffer_number(2);
             options.set_block_based_table_factory(&blocks);
             ColumnFamilyDescriptor::new(name, options)
