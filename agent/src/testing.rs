@@ -321,18 +321,25 @@ impl FakeSeeder {
 
     /// A capability for any member.
     pub(crate) fn capability(&self, digests: &[Digest]) -> Envelope {
-        self.capability_for(Covered::List(digests.to_vec()))
+        self.capability_for(Subject::AnyMember, Covered::List(digests.to_vec()))
+    }
+
+    /// A capability for one node.
+    pub(crate) fn capability_of(&self, node: NodeId, digests: &[Digest]) -> Envelope {
+        self.capability_for(Subject::Node(node), Covered::List(digests.to_vec()))
     }
 
     /// The same by Merkle root.
     pub(crate) fn capability_under(&self, tree: &MerkleTree) -> Envelope {
-        self.capability_for(Covered::Root { root: tree.root(), leaves: u32::try_from(tree.leaves()).unwrap() })
+        self.capability_for(
+            Subject::AnyMember,
+            Covered::Root { root: tree.root(), leaves: u32::try_from(tree.leaves()).unwrap() },
+        )
     }
 
-    fn capability_for(&self, covered: Covered) -> Envelope {
+    fn capability_for(&self, subject: Subject, covered: Covered) -> Envelope {
         let now = crate::http::tests_now();
         let (not_before, not_after) = (now - 60, now + 3600);
-        let subject = Subject::AnyMember;
         Envelope::sign(&Capability { subject, covered, discovery: [3; 32], not_before, not_after }, &self.key)
     }
 

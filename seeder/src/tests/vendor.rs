@@ -23,6 +23,7 @@ use shoal_proto::{
 };
 
 mod accounts;
+mod capability;
 mod clocks;
 
 use super::client::{Got, TestSeeder, noise};
@@ -232,6 +233,10 @@ async fn only_a_member_that_proves_its_key_is_served_what_members_are() {
     let foreign = Envelope::sign(&member, &SigningKey::from_bytes(&[9; 32]));
     let foreign = Node { membership: Some(foreign), ..good.clone() };
     assert_eq!(asks(&foreign).await, all(StatusCode::FORBIDDEN, "foreign-membership"));
+    // A member that gives itself out as another.
+    let posing = Pull { me: other.pull(6001).me };
+    assert_eq!(seeder.call(&good, "/v2/a/_shoal/pull/v1", &posing).await.reason(), "another-node");
+    assert_eq!(seeder.call(&good, "/v2/_shoal/members", &Meet { me: posing.me }).await.reason(), "another-node");
     // Overheard: the same words for another request, or long ago.
     let header = good.caller("/v2/a/_shoal/pull/v1", &encode(&good.pull(6001))).unwrap();
     let replayed = seeder.ask(Method::POST, &path).header(CALLER_HEADER, &header.to_header()).body(encode(&wanted));

@@ -173,3 +173,30 @@ async fn no_question_about_a_blob_is_answered_without_a_capability_for_it() {
     assert!(matches!(ask(questions[2].clone(), &mut wire).await, Answer::Peers(_)));
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_only_some_may_read_does_not_go_in_the_clear_unless_the_network_is_trusted() {
+    let (rig, layers) = (Rig::new().await, vec![content(6, LAYER)]);
+    rig.seeder.push(REPOSITORY, "v1", &layers);
+    let digest = shoal_proto::Digest::of(&layers[0]);
+    let secret = [100; 32];
+    for (n, trusted) in [(1, false), (2, true)] {
+        let adapt = |config: &mut Config| (config.mode, config.trusted_network) = (PeerMode::Plain, trusted);
+        let agent = Agent::start(rig.address, n, tempfile::tempdir().unwrap(), adapt).await;
+        agent.pull("v1").await;
+        let mut wire = Wire::dial(agent.info().peer[0], secret, &rig.seeder).await.unwrap();
+        let capability = rig.seeder.capability_of(Identity::from_secret(&secret).node(), &[digest]);
+        wire.say(&Message::Capability { capability, proofs: vec![] }).await.unwrap();
+        wire.say(&Message::Ask { id: 1, question: Question::Statement(digest) }).await.unwrap();
+        let answer = async {
+            loop {
+                if let Some(Message::Tell { id: 1, answer }) = wire.hear().await {
+                    return answer;
+                }
+            }
+        };
+        let answer = timeout(SOON, answer).await.expect("an answer comes");
+        assert_eq!(matches!(answer, Answer::Signed(_)), trusted, "{answer:?}");
+        agent.stop().await;
+    }
+}
