@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 ENV = eval "$$(.ci/setup env)"
-.PHONY: help demo test fuzz lint bench bench-sim bench-registry bench-trust validate
+.PHONY: help demo test test-attacks fuzz lint bench bench-sim bench-registry bench-trust validate
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
@@ -15,6 +15,10 @@ demo: ## one seeder and eight agents on loopback, a real image pulled through al
 test: ## every test; as root it also installs the container runtimes that the tests drive
 	@.ci/setup build test
 	@$(ENV); cargo build --workspace --bins; cargo test --workspace
+
+test-attacks: ## switches off one check after another: exactly the tests that guard it must turn red (an hour; FLAGS="--help")
+	@.ci/setup build test
+	@$(ENV); cargo build --workspace --bins; exec "$$CARGO_TARGET_DIR/debug/shoal-attacks" --scratch "$${XDG_CACHE_HOME:-$$HOME/.cache}/shoal/attacks" $(FLAGS)
 
 fuzz: ## what strangers can send, bent at random for SECONDS (60) at each decoder (make test: a moment each)
 	@.ci/setup build
