@@ -7,6 +7,7 @@ use shoal_proto::{
     Digest,
     digest::Algorithm,
     name::{Repository, Tag},
+    oci::UploadId,
 };
 use tokio::task::JoinSet;
 
@@ -45,14 +46,23 @@ fn manifest(text: &str, tags: &[&str]) -> NewManifest {
     NewManifest { manifest, blobs: vec![], foreign: vec![], manifests: vec![], tags, referrer: None }
 }
 
-/// Pushes what may not fit.
+/// Pushes what may not fit. What does not is cancelled, as the registry does: its session would only take up more room.
 async fn try_push(store: &Local, repository: &Repository, content: &Bytes) -> Result<Digest, StoreError> {
-    let (by, digest) = (Uploader::from(repository.clone()), Digest::of(content));
+    let by = Uploader::from(repository.clone());
     let upload = store.begin_upload(&by, somebody(), Algorithm::Sha256).await.unwrap();
-    let mut append = store.append(&by, &upload, None).await.unwrap();
+    let pushed = fill(store, &by, &upload, content).await;
+    if pushed.is_err() {
+        store.cancel_upload(&by, &upload).await.unwrap();
+    }
+    pushed
+}
+
+async fn fill(store: &Local, by: &Uploader, upload: &UploadId, content: &Bytes) -> Result<Digest, StoreError> {
+    let digest = Digest::of(content);
+    let mut append = store.append(by, upload, None).await.unwrap();
     append.write(content.clone()).await?;
     append.finish().await?;
-    match store.commit_upload(&by, &upload, digest, sign()).await {
+    match store.commit_upload(by, upload, digest, sign()).await {
         Ok(_) => Ok(digest),
         Err(CommitError::Store(error)) => Err(error),
         Err(error) => panic!("{error}"),
