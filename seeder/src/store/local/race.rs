@@ -316,3 +316,28 @@ async fn a_store_of_the_first_version_is_indexed_when_it_opens() {
     assert!(store.blob(&a, named).await.unwrap().is_some() && store.manifest(&a, digest).await.unwrap().is_some());
     assert!(store.blob(&a, loose).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_pass_whose_list_cannot_be_read_to_its_end_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Times { grace_ms: 0, deadline_ms: 0 }).unwrap();
+    let a = name("a");
+    let loose = push(&store, &a, &content(1)).await;
+    let odd = b"no key that this program writes";
+    let mut batch = store.0.tables.batch();
+    batch.put(super::tables::Table::Reference, odd, b"");
+    batch.commit().unwrap();
+    for _ in 0..20 {
+        store.collect().await.unwrap_err();
+    }
+    assert!(store.blob(&a, loose).await.unwrap().is_some());
+    let mut batch = store.0.tables.batch();
+    batch.delete(super::tables::Table::Reference, odd);
+    batch.commit().unwrap();
+    let mut passes = 0;
+    while store.collect().await.unwrap().blobs == 0 {
+        passes += 1;
+        assert!(passes < 1000, "what nobody names goes once the list can be read");
+    }
+    assert!(store.blob(&a, loose).await.unwrap().is_none());
+}
