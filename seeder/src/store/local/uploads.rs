@@ -6,7 +6,6 @@
 //! file; one that was still small is begun again by its client. A process that stops in order puts all of them down.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     path::PathBuf,
     sync::Arc,
@@ -59,30 +58,22 @@ impl Inner {
         Arc::new(Session::new(by, None, algorithm, self.upload_path(upload)))
     }
 
-    pub(super) fn begin(&self, by: &Uploader, holder: Holder, algorithm: Algorithm) -> Result<UploadId, BeginError> {
+    /// Begins a session, which is a thing of memory. That there are too many is an answer; see [`Self::make_room`].
+    pub(super) fn begin(&self, by: &Uploader, holder: &Holder, algorithm: Algorithm) -> Result<UploadId, BeginError> {
         self.check_room()?;
         let mut name = [0; 16];
         getrandom::fill(&mut name).map_err(|error| StoreError::failed("draw a random name")(error.to_string()))?;
         let upload: UploadId = hex::encode(name).parse().expect("hex digits are a valid name");
         let session = Session::new(by.clone(), Some(holder.clone()), algorithm, self.upload_path(&upload));
-        let session = Arc::new(session);
-        loop {
-            let mut sessions = self.sessions();
-            let Some(full) = fullness(&sessions, &holder) else {
-                sessions.insert(upload.clone(), session);
-                return Ok(upload);
-            };
-            drop(sessions);
-            let its_own = matches!(full, BeginError::TooManyOfOne(_));
-            if !self.evict(|session| !its_own || session.is_of(&holder))? {
-                return Err(full);
-            }
+        let mut sessions = self.sessions();
+        if sessions.values().filter(|session| session.is_of(holder)).count() >= UPLOADS_OF_ONE_MAX {
+            return Err(BeginError::TooManyOfOne(UPLOADS_OF_ONE_MAX));
         }
-    }
-
-    /// Whether [`Self::begin`] touches no disk.
-    pub(super) fn has_room_for(&self, holder: &Holder) -> bool {
-        fullness(&self.sessions(), holder).is_none()
+        if sessions.len() >= UPLOADS_MAX {
+            return Err(BeginError::TooMany);
+        }
+        sessions.insert(upload.clone(), Arc::new(session));
+        Ok(upload)
     }
 
     /// Sees to it that a later process finds the session.
@@ -120,13 +111,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Cancels the session that was idle for longest of `those`, if it was idle for long enough.
-    fn evict(&self, those: impl Fn(&Session) -> bool) -> Result<bool, StoreError> {
+    /// Cancels the session that was idle for longest, of those of `holder` if one is given, if it was idle for long enough.
+    pub(super) fn make_room(&self, holder: Option<&Holder>) -> Result<bool, StoreError> {
         let idle_since = unix_seconds().saturating_sub(EVICT_IDLE_S);
         let oldest = self
             .sessions()
             .iter()
-            .filter(|(_, session)| those(session))
+            .filter(|(_, session)| holder.is_none_or(|holder| session.is_of(holder)))
             .map(|(upload, session)| (session.touched(), upload, session))
             .min_by_key(|(touched, ..)| *touched)
             .filter(|(touched, ..)| *touched <= idle_since)
@@ -353,14 +344,6 @@ impl Inner {
         bytes.map_err(StoreError::io("sync an upload"))?;
         name.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
-}
-
-/// Why no further session may begin, if so.
-fn fullness(sessions: &BTreeMap<UploadId, Arc<Session>>, holder: &Holder) -> Option<BeginError> {
-    if sessions.values().filter(|session| session.is_of(holder)).count() >= UPLOADS_OF_ONE_MAX {
-        return Some(BeginError::TooManyOfOne(UPLOADS_OF_ONE_MAX));
-    }
-    (sessions.len() >= UPLOADS_MAX).then_some(BeginError::TooMany)
 }
 
 /// What is known of content after its last byte: root, piece hashes, statement.
