@@ -300,20 +300,7 @@ impl Store for Local {
         holder: Holder,
         algorithm: Algorithm,
     ) -> Op<'a, UploadId, BeginError> {
-        Box::pin(async move {
-            loop {
-                let full = match self.0.begin(by, &holder, algorithm) {
-                    Err(full @ (BeginError::TooMany | BeginError::TooManyOfOne(_))) => full,
-                    done => return done,
-                };
-                let (inner, whose) = (Arc::clone(&self.0), holder.clone());
-                let its_own = matches!(full, BeginError::TooManyOfOne(_));
-                let make_room = move || inner.make_room(its_own.then_some(&whose));
-                if !blocking(&self.0.jobs, make_room).await? {
-                    return Err(full);
-                }
-            }
-        })
+        Box::pin(self.0.begin(by, holder, algorithm))
     }
 
     fn append<'a>(

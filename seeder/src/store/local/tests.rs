@@ -171,7 +171,7 @@ async fn a_hundred_thousand_sessions_are_asked_for_and_a_thousand_are_open() {
     for number in 0..100_000 {
         // Five clients: the first asks most of the time, and does not get the others' share.
         let holder = Holder::User(if number < 99_000 { 0 } else { number % 5 }.to_string());
-        match store.0.begin(&at_a, &holder, Algorithm::Sha256) {
+        match store.0.try_begin(&at_a, &holder, Algorithm::Sha256) {
             Ok(upload) => open.push(upload),
             Err(BeginError::TooManyOfOne(UPLOADS_OF_ONE_MAX)) => refused[0] += 1,
             Err(BeginError::TooMany) => refused[1] += 1,

@@ -25,7 +25,7 @@ use shoal_proto::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Inner,
+    Inner, blocking,
     session::{Session, State, rehash},
     tables::{BlobRecord, OldUploadRecord, Place, Table, UploadRecord, digest_key, holder_key, repository_key},
 };
@@ -58,8 +58,34 @@ impl Inner {
         Arc::new(Session::new(by, None, algorithm, self.upload_path(upload)))
     }
 
-    /// Begins a session, which is a thing of memory. That there are too many is an answer; see [`Self::make_room`].
-    pub(super) fn begin(&self, by: &Uploader, holder: &Holder, algorithm: Algorithm) -> Result<UploadId, BeginError> {
+    /// Begins a session. Only where there are too many is the disk touched, to make room.
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        by: &Uploader,
+        holder: Holder,
+        algorithm: Algorithm,
+    ) -> Result<UploadId, BeginError> {
+        loop {
+            let full = match self.try_begin(by, &holder, algorithm) {
+                Err(full @ (BeginError::TooMany | BeginError::TooManyOfOne(_))) => full,
+                done => return done,
+            };
+            let (inner, whose) = (Arc::clone(self), holder.clone());
+            let its_own = matches!(full, BeginError::TooManyOfOne(_));
+            let make_room = move || inner.make_room(its_own.then_some(&whose));
+            if !blocking(&self.jobs, make_room).await? {
+                return Err(full);
+            }
+        }
+    }
+
+    /// The same where there is room: a session is a thing of memory.
+    pub(super) fn try_begin(
+        &self,
+        by: &Uploader,
+        holder: &Holder,
+        algorithm: Algorithm,
+    ) -> Result<UploadId, BeginError> {
         self.check_room()?;
         let mut name = [0; 16];
         getrandom::fill(&mut name).map_err(|error| StoreError::failed("draw a random name")(error.to_string()))?;
@@ -112,7 +138,7 @@ impl Inner {
     }
 
     /// Cancels the session that was idle for longest, of those of `holder` if one is given, if it was idle for long enough.
-    pub(super) fn make_room(&self, holder: Option<&Holder>) -> Result<bool, StoreError> {
+    fn make_room(&self, holder: Option<&Holder>) -> Result<bool, StoreError> {
         let idle_since = unix_seconds().saturating_sub(EVICT_IDLE_S);
         let oldest = self
             .sessions()
