@@ -28,6 +28,7 @@ mod link;
 mod listener;
 mod piece;
 mod reader;
+mod stride;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -99,7 +100,8 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(20);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// A peer that says nothing for so long is gone: three keep-alives.
 pub const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Blob bytes in one data frame that we send: an urgent frame or a cancel waits for at most this much.
+/// Blob bytes in one data frame that we send, at most: an urgent frame or a cancel waits for one, which is why frames are
+/// shorter where the network is slow.
 pub const DATA_FRAME_LEN: usize = 128 << 10;
 /// Requests that one peer may have open with us. The policy of a peer like us asks for 8; the queue behind refuses
 /// earlier.

@@ -133,8 +133,9 @@ pub(crate) struct Nodes {
     pub(crate) disk: Rate,
     /// Room for images.
     pub(crate) disk_free: Bytes,
-    /// What a sender's kernel holds of a piece when it has all of it: 128 KiB that agents let it hold unsent, and what is
-    /// in flight or in the queue of the narrowest link. When no more is left of an upload, the next one begins.
+    /// What a sender's kernel holds of a piece when it has all of it: 32 KiB that agents let it hold unsent on slow
+    /// connections, and what is in flight or in the queue of the narrowest link. When no more is left of an upload, the
+    /// next one begins.
     pub(crate) unsent: Bytes,
     /// Compressed bytes that are unpacked a second, one layer after the other.
     pub(crate) unpack: Rate,
@@ -150,7 +151,7 @@ impl Default for Nodes {
             down: gbit(4.0),
             disk: Rate(1e9),
             disk_free: Bytes(100 << 30),
-            unsent: Bytes(192 << 10),
+            unsent: Bytes(80 << 10),
             unpack: Rate(80e6),
             parallel_layers: 3,
         }

@@ -35,10 +35,6 @@ use super::{
 /// Largest frame of a greeting: the hello with its membership is a few hundred bytes. What is larger is garbage, and is
 /// not waited for.
 const GREETING_LEN_MAX: usize = 8 << 10;
-/// Bytes that the kernel takes ahead of what the network takes. What lies there can be neither overtaken nor taken back,
-/// and counts as sent: a few MiB of it, as a kernel would allow, would have many pieces in transmission at once on a slow
-/// link and hold up every word for half a second.
-const UNSENT_MAX: u32 = 128 << 10;
 /// Ports below are other services': nobody gets us to dial them.
 const PORT_MIN: u16 = 1024;
 
@@ -147,18 +143,17 @@ pub(super) async fn greet(
 ) -> Result<Greeted, GreetError> {
     let remote = tcp.peer_addr()?;
     tcp.set_nodelay(true)?;
-    socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT_MAX)?;
     let expected = dialled.flatten();
     match &shared.tls {
         Some(tls) => {
             let wire = Wire::new(tcp, Arc::clone(&shared.buffers));
-            let busy = wire.busy();
+            let (busy, unsent) = (wire.busy(), wire.unsent());
             let (mut stream, node) =
                 if dialled.is_some() { tls.connect(wire).await? } else { tls.accept(wire).await? };
             let (peer, membership) = exchange(shared, &mut stream, Some(node), expected, remote.ip()).await?;
             let (reader, writer) = tokio::io::split(stream);
             let reader = Source { bytes: Box::new(reader), busy };
-            Ok(Greeted { peer, membership, remote, reader, writer: Sink::Tls(writer) })
+            Ok(Greeted { peer, membership, remote, reader, writer: Sink::Tls(writer, unsent) })
         }
         None => {
             let mut stream = tcp;

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -32,11 +32,28 @@ impl Busy {
     }
 }
 
+/// Bytes that the kernel may hold unsent of a connection, as its writer wants it; none said yet: 0.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unsent(Arc<AtomicU32>);
+
+impl Unsent {
+    pub(super) fn set(&self, bytes: u32) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A socket read ahead of its user while that is [`Busy`].
 #[derive(Debug)]
 pub(super) struct Wire {
     tcp: TcpStream,
     busy: Busy,
+    unsent: Unsent,
+    /// What the kernel was told of `unsent`.
+    unsent_told: u32,
     buffers: Arc<Buffers>,
     /// What was read ahead; nothing while the socket is empty, so that only bytes in hand take memory.
     ahead: Option<Ahead>,
@@ -51,12 +68,25 @@ struct Ahead {
 
 impl Wire {
     pub(super) fn new(tcp: TcpStream, buffers: Arc<Buffers>) -> Self {
-        Self { tcp, busy: Busy::default(), buffers, ahead: None }
+        Self { tcp, busy: Busy::default(), unsent: Unsent::default(), unsent_told: 0, buffers, ahead: None }
     }
 
     /// To say whether pieces are expected.
     pub(super) fn busy(&self) -> Busy {
         self.busy.clone()
+    }
+
+    /// To say how much the kernel may hold unsent; heeded by the next write.
+    pub(super) fn unsent(&self) -> Unsent {
+        self.unsent.clone()
+    }
+
+    fn heed(&mut self) -> io::Result<()> {
+        let wanted = self.unsent.get();
+        if std::mem::replace(&mut self.unsent_told, wanted) != wanted {
+            socket2::SockRef::from(&self.tcp).set_tcp_notsent_lowat(wanted)?;
+        }
+        Ok(())
     }
 }
 
@@ -87,6 +117,7 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.heed()?;
         Pin::new(&mut self.tcp).poll_write(cx, buf)
     }
 
@@ -95,6 +126,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.heed()?;
         Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
     }
 

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::net::SendFlags;
@@ -22,8 +22,12 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use super::{
-    DATA_FRAME_LEN, Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, Shared, WRITE_STALL_MAX, buffers::Buffer,
-    disk::Disk, link, wire::Wire,
+    Down, Event, Heard, KEEP_ALIVE, LinkId, Serve, Shared, WRITE_STALL_MAX,
+    buffers::Buffer,
+    disk::Disk,
+    link,
+    stride::Stride,
+    wire::{Unsent, Wire},
 };
 use crate::store::InUse;
 
@@ -61,15 +65,15 @@ impl Upload {
         Self { upload, request, blob: blob.guard(), piece, at, end: range.end, start: at, priority }
     }
 
-    /// Bytes of the piece in the next frame.
-    fn frame_len(&self) -> usize {
-        usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(DATA_FRAME_LEN)
+    /// Bytes of the piece in the next frame, of which none is longer than `stride`.
+    fn frame_len(&self, stride: usize) -> usize {
+        usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(stride)
     }
 }
 
 /// The writing half of a connection.
 pub(super) enum Sink {
-    Tls(WriteHalf<TlsStream<Wire>>),
+    Tls(WriteHalf<TlsStream<Wire>>, Unsent),
     Plain(OwnedWriteHalf),
 }
 
@@ -82,7 +86,10 @@ pub(super) async fn run(
     sink: Sink,
 ) -> Down {
     let (control, uploads, buffer) = (Vec::new(), VecDeque::new(), None);
-    let mut writer = Writer { link, shared, weight, sink, control, uploads, buffer };
+    let mut writer = Writer { link, shared, weight, sink, stride: Stride::default(), control, uploads, buffer };
+    if let Err(error) = writer.sink.limit_unsent(writer.stride.len()) {
+        return error.into();
+    }
     loop {
         let result = writer.turn(&mut queue).await;
         if let Err(down) = result {
@@ -96,6 +103,7 @@ struct Writer<'a> {
     shared: &'a Arc<Shared>,
     weight: &'a Arc<AtomicUsize>,
     sink: Sink,
+    stride: Stride,
     control: Vec<u8>,
     /// Served in turn, the most urgent ones before all others. Bounded by the loop's upload slots.
     uploads: VecDeque<Upload>,
@@ -124,7 +132,7 @@ impl Writer<'_> {
         if self.shared.upload.is_capped()
             && let Some(upload) = self.best_upload().map(|at| &self.uploads[at])
         {
-            self.shared.upload.turn(upload.frame_len()).await;
+            self.shared.upload.turn(upload.frame_len(self.stride.len())).await;
             // What was said meanwhile may take the upload back.
             while self.control.len() < BATCH_LEN
                 && let Ok(out) = queue.try_recv()
@@ -180,19 +188,22 @@ impl Writer<'_> {
 
     /// One frame of an upload.
     async fn data(&mut self, mut upload: Upload) -> Result<(), Down> {
-        let len = upload.frame_len();
+        let len = upload.frame_len(self.stride.len());
         let blob = upload.blob.blob();
         // Only what is verified ever leaves: a check of the disk may have taken the piece back meanwhile.
         if len > 0 && blob.has(upload.piece) {
-            let file = blob.file().clone();
+            let (file, begun) = (blob.file().clone(), Instant::now());
             let sent = match &self.sink {
-                Sink::Tls(_) => self.copied(&file, &upload, len).await,
+                Sink::Tls(..) => self.copied(&file, &upload, len).await,
                 Sink::Plain(_) => {
                     let disk = &self.shared.disk;
                     self.sink.send_file(disk, &file, upload.request, upload.at, len).await.map(|()| true)
                 }
             };
             if sent? {
+                if self.stride.took(len, begun.elapsed()) {
+                    self.sink.limit_unsent(self.stride.len())?;
+                }
                 upload.at += len as u64;
                 self.shared.counters.add_sent(len as u64);
                 if upload.at < upload.end {
@@ -242,9 +253,20 @@ async fn within(limit: Duration, write: impl Future<Output = io::Result<()>>) ->
 }
 
 impl Sink {
+    /// Limits what the kernel takes ahead of the network. What lies there can be neither overtaken nor taken back, and
+    /// counts as sent: as a kernel would have it, a few MiB.
+    fn limit_unsent(&self, bytes: usize) -> io::Result<()> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match self {
+            Self::Tls(_, unsent) => unsent.set(bytes),
+            Self::Plain(stream) => socket2::SockRef::from(stream.as_ref()).set_tcp_notsent_lowat(bytes)?,
+        }
+        Ok(())
+    }
+
     pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::Tls(stream) => {
+            Self::Tls(stream, _) => {
                 stream.write_all(bytes).await?;
                 stream.flush().await
             }
@@ -254,7 +276,7 @@ impl Sink {
 
     pub(super) async fn shutdown(&mut self) -> io::Result<()> {
         match self {
-            Self::Tls(stream) => stream.shutdown().await,
+            Self::Tls(stream, _) => stream.shutdown().await,
             Self::Plain(stream) => stream.shutdown().await,
         }
     }

@@ -29,6 +29,10 @@ pub struct Config {
     /// Pieces asked for at once in all, before measured rates allow more: enough that an uploader's queue is seldom
     /// empty. Uploaders keep their queues short, so that rare pieces do not wait in them.
     pub requests_base: u32,
+    /// Pieces asked for at once beyond that while nobody is busy: one more with each piece that comes, half as many when
+    /// one is refused. In the middle of a rollout uplinks are what is short, and more requests would only wait; towards
+    /// its end there is room, and whoever is late may take it.
+    pub requests_spare_max: u32,
     /// Pieces asked for at once in all, whatever the rates.
     pub requests_max: u32,
     /// Pieces asked for at once across boundaries, before the time that they take allows more. All who bring pieces in share
@@ -45,10 +49,16 @@ pub struct Config {
     /// A piece of at most so many bytes is sent at once and takes no slot: an image's config costs little more than a
     /// refusal, and who waits for it can do nothing without it.
     pub upload_small_bytes: u64,
-    /// Pieces in transmission to peers at once. Few, so that each is soon whole and can be passed on: an upload ends when
-    /// the kernel has taken all of it, so the next one is ready before the link runs dry, and one whose receiver is slow
-    /// soon holds no slot.
+    /// Pieces in transmission to peers at once, at least. Few, so that each is soon whole and can be passed on: an upload
+    /// ends when the kernel has taken all of it, so the next one is ready before the link runs dry, and one whose receiver
+    /// is slow soon holds no slot.
     pub upload_slots: u32,
+    /// So many more where one alone does not fill the uplink, because others send to the same receivers.
+    pub upload_spread_max: u32,
+    /// While less than this is in transmission another may begin, up to
+    /// [`upload_slots_max`](Self::upload_slots_max): a connection has hardly come to its full speed with so little. In
+    /// swarms of 32 over equal links, pieces of 256 KiB, one at a time takes a quarter longer than four.
+    pub upload_bytes: u64,
     /// Uploads that wait, at most; more are refused with `Busy`.
     pub upload_queue_max: u32,
     /// Uploads that may wait however slow the uplink is, and before its pace is known: it must not run dry between two
@@ -140,6 +150,7 @@ impl Default for Config {
             dial_hedge_max: Span::from_millis(750),
             known_peers_max: 1024,
             requests_base: 8,
+            requests_spare_max: 16,
             requests_max: 64,
             cross_requests_base: 2,
             cross_time: Span::from_secs(1),
@@ -148,6 +159,8 @@ impl Default for Config {
             pipeline_ahead: Span::from_millis(20),
             upload_small_bytes: 16 << 10,
             upload_slots: 1,
+            upload_spread_max: 2,
+            upload_bytes: 1 << 20,
             upload_queue_max: 256,
             upload_queue_base: 1,
             upload_queue_ahead: Span::from_millis(100),
@@ -157,7 +170,7 @@ impl Default for Config {
             upload_slow_factor: 2,
             upload_slot_min: Span::from_millis(20),
             upload_slot_max: Span::from_secs(5),
-            upload_sending_factor: 16,
+            upload_sending_factor: 6,
             seeder_requests_max: 2,
             seeder_batch: 1,
             introduction_grace: Span::from_millis(300),

@@ -235,9 +235,16 @@ impl Node {
         let since = now.since(self.stored_at).as_nanos().max(1);
         let rate = u64::try_from(u128::from(len) * 1_000_000_000 / u128::from(since)).unwrap_or(u64::MAX);
         self.rate = self.rate - self.rate / 8 + rate / 8;
-        let ahead = u32::try_from(self.bytes_ahead(self.rate) >> 20).unwrap_or(u32::MAX);
-        self.request_limit = self.config.requests_base.saturating_add(ahead).min(self.config.requests_max);
+        self.spare_requests = (self.spare_requests + 1).min(self.config.requests_spare_max);
+        self.limit_requests();
         self.stored_at = now;
+    }
+
+    /// Works out how many requests to peers may be open.
+    fn limit_requests(&mut self) {
+        let ahead = u32::try_from(self.bytes_ahead(self.rate) >> 20).unwrap_or(u32::MAX);
+        let limit = self.config.requests_base.saturating_add(self.spare_requests).saturating_add(ahead);
+        self.request_limit = limit.min(self.config.requests_max);
     }
 
     /// A request is over, `stored` with its piece. Learns how many may cross boundaries at once: as many as come in
@@ -316,6 +323,8 @@ impl Node {
                 self.stats.refusals += 1;
                 match reason {
                     RefuseReason::Busy => {
+                        self.spare_requests /= 2;
+                        self.limit_requests();
                         if self.rest_briefly(peer) {
                             self.with_blob(blob, |blob| blob.holders.forget(peer));
                         }

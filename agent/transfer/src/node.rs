@@ -62,6 +62,11 @@ pub struct Node {
     /// How long the fastest upload of late took.
     pub(crate) upload_best: Span,
     pub(crate) uploaded_at: Time,
+    /// Time that a MiB takes on the uplink, smoothed, and the least of late.
+    pub(crate) upload_cost: Span,
+    pub(crate) upload_cost_best: Span,
+    /// Slots beyond those of the configuration, in eighths.
+    pub(crate) upload_spread: u32,
     /// Order of arrival of uploads.
     pub(crate) sequence: u64,
     /// Blobs with a goal to fetch that are not complete.
@@ -74,6 +79,8 @@ pub struct Node {
     pub(crate) rate: u64,
     /// Requests to peers that may be open at that rate.
     pub(crate) request_limit: u32,
+    /// How many of them because others have room: one more with each piece, half as many when one is refused.
+    pub(crate) spare_requests: u32,
     /// When blobs that wait for their turn were last excused.
     pub(crate) excused_at: Time,
     pub(crate) stored_at: Time,
@@ -112,12 +119,16 @@ impl Node {
         let cross_limit = config.cross_requests_base;
         Self {
             request_limit: config.requests_base.min(config.requests_max),
+            spare_requests: 0,
             excused_at: now,
             config,
             queue_limit,
             upload_pace: Span::ZERO,
             upload_best: Span::ZERO,
             uploaded_at: now,
+            upload_cost: Span::ZERO,
+            upload_cost_best: Span::ZERO,
+            upload_spread: 0,
             rng: SplitMix::new(seed),
             now,
             blobs: Arena::default(),

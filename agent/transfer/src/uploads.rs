@@ -17,12 +17,16 @@ use crate::{
     time::{Span, Time},
 };
 
+/// Parts of a slot in which [`Node::spread_uploads`] counts.
+const SPREAD: u32 = 8;
+
 /// A piece that a peer asked for.
 #[derive(Debug)]
 pub(crate) struct Upload {
     peer: PeerId,
     blob: BlobId,
     piece: PieceIndex,
+    len: u64,
     priority: Priority,
     /// Order of arrival.
     sequence: u64,
@@ -44,15 +48,15 @@ impl Node {
     ) {
         let held = self.blobs.get(blob).and_then(|b| {
             let piece = b.layout.piece(piece).filter(|p| b.have.contains(*p))?;
-            Some((piece, b.layout.len_of(piece) <= self.config.upload_small_bytes))
+            Some((piece, b.layout.len_of(piece)))
         });
         let Some(asker) = self.peers.get_mut(peer) else { return };
         let most = self.config.upload_queue_per_peer_max;
         let room = match held {
-            Some((_, true)) => u32::from(asker.uploading) < most,
+            Some((_, len)) if len <= self.config.upload_small_bytes => u32::from(asker.uploading) < most,
             _ => self.waiting.len() < self.queue_limit && u32::from(asker.queued) < most,
         };
-        let (Some((piece, small)), true) = (held, room) else {
+        let (Some((piece, len)), true) = (held, room) else {
             let reason = if held.is_some() { RefuseReason::Busy } else { RefuseReason::NotHeld };
             self.stats.refused += 1;
             self.actions.push_back(Action::Refuse { upload: id, reason });
@@ -64,8 +68,8 @@ impl Node {
         let Some(asker) = self.peers.get_mut(peer) else { return };
         asker.queued += 1;
         self.sequence += 1;
-        let (sequence, asked) = (self.sequence, self.now);
-        self.uploads.place(id, Upload { peer, blob, piece, priority, sequence, asked, started: None, small });
+        let (sequence, asked, small) = (self.sequence, self.now, len <= self.config.upload_small_bytes);
+        self.uploads.place(id, Upload { peer, blob, piece, len, priority, sequence, asked, started: None, small });
         if small {
             return self.start_upload(id);
         }
@@ -100,20 +104,41 @@ impl Node {
         }
     }
 
-    /// Learns how fast uploads go, and so how many may wait.
+    /// Learns how fast uploads go, and so how many may wait, and how many are to be in transmission at once.
     fn pace(&mut self, started: Time, bytes: u64) {
         if bytes == 0 {
             return;
         }
         let busy = self.now.since(started.max(self.uploaded_at));
+        let alone = self.sending.len() == 1 && started >= self.uploaded_at;
         self.uploaded_at = self.now;
         smooth(&mut self.upload_pace, busy);
+        self.spread_uploads(busy, bytes, alone);
         // The fastest of late: it is forgotten slowly, so that a link that has become slower is believed in the end.
         let (best, took) = (self.upload_best.as_nanos(), self.now.since(started).as_nanos());
         self.upload_best = Span::from_nanos(if best == 0 { took } else { took.min(best + best / 512 + 1) });
         let fit = self.config.upload_queue_ahead.as_nanos() / self.upload_pace.as_nanos().max(1);
         let (base, max) = (self.config.upload_queue_base as usize, self.config.upload_queue_max as usize);
         self.queue_limit = usize::try_from(fit).unwrap_or(max).clamp(base.min(max), max);
+    }
+
+    /// More uploads at once while the uplink has been faster than it is: their receivers have others that send to them.
+    /// Where one alone fills the uplink, one at a time is whole soonest.
+    fn spread_uploads(&mut self, busy: Span, bytes: u64, alone: bool) {
+        let cost = u128::from(busy.as_nanos()) * (1 << 20) / u128::from(bytes);
+        let cost = Span::from_nanos(u64::try_from(cost).unwrap_or(u64::MAX));
+        smooth(&mut self.upload_cost, cost);
+        let usual = self.upload_cost.as_nanos();
+        let least = if alone { usual.min(cost.as_nanos()) } else { usual };
+        let best = self.upload_cost_best.as_nanos();
+        let best = if best == 0 { least } else { least.min(best + best / 512 + 1) };
+        self.upload_cost_best = Span::from_nanos(best);
+        let most = SPREAD * self.config.upload_spread_max;
+        self.upload_spread = if usual > best + best / 8 {
+            (self.upload_spread + 2).min(most)
+        } else {
+            self.upload_spread.saturating_sub(1)
+        };
     }
 
     fn start_upload(&mut self, id: UploadId) {
@@ -135,7 +160,7 @@ impl Node {
     /// Starts uploads while slots are free.
     pub(crate) fn upload(&mut self) {
         let most = (self.config.upload_sending_factor * self.slots()) as usize;
-        while !self.waiting.is_empty() && self.sending.len() < most && self.slots_taken() < self.slots() {
+        while !self.waiting.is_empty() && self.sending.len() < most && self.has_slot() {
             let key = |id: &UploadId| {
                 let upload = self.uploads.get(*id)?;
                 let peer = self.peers.get(upload.peer)?;
@@ -166,7 +191,8 @@ impl Node {
         let pace = self.upload_pace.as_nanos();
         let ahead = self.config.pipeline_ahead.as_nanos().checked_div(pace).unwrap_or(0);
         let (least, most) = (self.config.upload_slots, self.config.upload_slots_max);
-        u32::try_from(ahead).unwrap_or(most).clamp(least.min(most), most)
+        let spread = least + self.upload_spread / SPREAD;
+        u32::try_from(ahead).unwrap_or(most).clamp(spread.min(most), most)
     }
 
     /// How long an upload holds its slot.
@@ -176,13 +202,17 @@ impl Node {
         if slow == Span::ZERO { most } else { slow.max(self.config.upload_slot_min).min(most) }
     }
 
-    /// Slots held: an upload that lasts long is held up by its receiver, and holds none.
-    fn slots_taken(&self) -> u32 {
+    /// Whether another upload may begin: a slot is free, or what is in transmission is little.
+    fn has_slot(&self) -> bool {
         let span = self.slot_span();
-        let fresh = |id: &&UploadId| {
-            let started = self.uploads.get(**id).and_then(|upload| upload.started);
-            started.is_some_and(|started| self.now.since(started) < span)
-        };
-        u32::try_from(self.sending.iter().filter(fresh).count()).unwrap_or(u32::MAX)
+        let (mut taken, mut bytes) = (0, 0);
+        for upload in self.sending.iter().filter_map(|id| self.uploads.get(*id)) {
+            // What lasts long is held up by its receiver, and holds no slot.
+            if upload.started.is_some_and(|started| self.now.since(started) < span) {
+                taken += 1;
+                bytes += upload.len;
+            }
+        }
+        taken < self.slots() || (taken < self.config.upload_slots_max && bytes < self.config.upload_bytes)
     }
 }

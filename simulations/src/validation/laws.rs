@@ -90,6 +90,17 @@ fn against_the_optimum(nodes: u32, pieces: u32, seed: u64) -> f64 {
     outcome.summary.ratio_to_rounds.unwrap()
 }
 
+/// Where links are no wider down than up, several uploaders meet at one receiver and share its link. One upload at a time
+/// would leave half of all uplinks unused.
+#[test]
+fn swarms_whose_downlinks_are_no_wider_lose_little_to_chance_meetings() {
+    let ratios = job::spread(2, job::cores(), |seed| {
+        let narrow = ["nodes.count=63", "image.size=128 MiB", "nodes.down=100 Mb/s"];
+        run(&setup("lab", &narrow, seed as u64 + 1), Policy::Shoal).summary.ratio_to_bound.unwrap()
+    });
+    assert!(ratios.iter().all(|ratio| (1.0..=1.70).contains(ratio)), "{ratios:?}");
+}
+
 #[test]
 fn equal_swarms_come_close_to_the_optimum() {
     let cases = [(31, 128), (127, 128), (127, 256)];

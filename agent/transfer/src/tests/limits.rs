@@ -10,7 +10,7 @@ use shoal_proto::{
 
 use crate::{
     config::Config,
-    event::{Action, Goal, Input},
+    event::{Action, Failure, Goal, Input},
     ids::{BlobId, Id, PeerId, RequestId, UploadId},
     node::Node,
     time::{Span, Time},
@@ -130,4 +130,98 @@ fn dials_that_nobody_answers_are_not_doubled_at_once() {
     assert_eq!(dialled(false, config.dial_hedge), first, "all are late: this node may be too busy itself");
     assert!(dialled(true, config.dial_hedge) > first + 1, "others answer, so these are dead");
     assert!(dialled(false, config.dial_hedge_max) > first, "in the end others are tried");
+}
+
+/// A node that holds 64 pieces, and as many peers of it.
+fn uploader(piece_len: u64, config: Config) -> Node {
+    let mut node = Node::new(config, 1, at(0));
+    let goal = Goal::Fetch { background: false };
+    let (blob, size, introduced) = (the_blob(), 64 * piece_len, Cow::Borrowed(&[][..]));
+    node.handle(Input::BlobOpened { blob, size, piece_len, have: Have::All, goal, prefix: None, introduced }, at(0));
+    for slot in 0..64 {
+        let peer = PeerId::new(slot, 0);
+        node.handle(Input::PeerKnown { peer, scope: Scope::Fleet, rank: u64::from(slot), fixed: false }, at(0));
+        node.handle(Input::Connected { peer }, at(0));
+    }
+    actions(&mut node);
+    node
+}
+
+/// The uploads that an input begins.
+fn served(node: &mut Node, input: Input<'_>, now: Time) -> Vec<UploadId> {
+    node.handle(input, now);
+    let serve = |action| if let Action::Serve { upload } = action { Some(upload) } else { None };
+    actions(node).into_iter().filter_map(serve).collect()
+}
+
+/// Serves pieces of 1 MiB one after the other, each whole after `took` for every piece in transmission, and gives how many
+/// are in transmission in the end.
+fn in_transmission_after(took: &[u64]) -> usize {
+    let mut node = uploader(1 << 20, Config::default());
+    let (mut sending, mut now) = (Vec::new(), 0);
+    for (slot, took) in (0..).zip(took) {
+        // Two more than may be in transmission always wait.
+        for extra in 0..2 {
+            let number = 2 * slot + extra;
+            let (upload, peer) = (UploadId::new(number, 0), PeerId::new(number % 64, 0));
+            let (piece, priority) = (number % 64, Priority::Normal);
+            let asked = Input::UploadRequested { upload, peer, blob: the_blob(), piece, priority };
+            sending.extend(served(&mut node, asked, at(now)));
+        }
+        now += took;
+        let upload = sending.remove(0);
+        sending.extend(served(&mut node, Input::UploadEnded { upload, bytes: 1 << 20 }, at(now)));
+    }
+    node.check();
+    sending.len()
+}
+
+#[test]
+fn more_is_in_transmission_at_once_where_one_does_not_fill_the_uplink() {
+    let config = Config::default();
+    let (least, most) = (config.upload_slots as usize, (config.upload_slots + config.upload_spread_max) as usize);
+    assert_eq!(in_transmission_after(&[100; 60]), least, "each gets all of the uplink");
+    let slower: Vec<u64> = (0..60).map(|n| if n < 8 { 100 } else { 180 }).collect();
+    // Those that last long hold no slot and come on top.
+    assert!(in_transmission_after(&slower) >= most, "the receivers have others that send to them");
+}
+
+#[test]
+fn little_pieces_are_sent_several_at_once() {
+    let mut node = uploader(PIECE_LEN, Config { upload_queue_base: 16, ..Config::default() });
+    let mut begun = 0;
+    for slot in 0..16 {
+        let (upload, peer, priority) = (UploadId::new(slot, 0), PeerId::new(slot, 0), Priority::Normal);
+        let asked = Input::UploadRequested { upload, peer, blob: the_blob(), piece: slot, priority };
+        begun += served(&mut node, asked, at(0)).len();
+    }
+    assert_eq!(begun as u64, Config::default().upload_bytes / PIECE_LEN);
+}
+
+#[test]
+fn more_is_asked_for_while_nobody_is_busy_and_less_at_once_when_somebody_is() {
+    let config = Config { pipeline_base: 64, pipeline_max: 64, ..Config::default() };
+    let (base, spare) = (config.requests_base as usize, config.requests_spare_max as usize);
+    let mut node = Node::new(config, 1, at(0));
+    let peer = PeerId::new(0, 0);
+    node.handle(Input::PeerKnown { peer, scope: Scope::Site, rank: 7, fixed: false }, at(0));
+    open(&mut node, 256 * PIECE_LEN, Have::Set(vec![0; 32]), &[]);
+    node.handle(Input::Connected { peer }, at(0));
+    actions(&mut node);
+    let mut asked = fetched(&mut node, Input::PeerHas { peer, blob: the_blob(), have: Have::All }, at(0));
+    assert_eq!(asked.len(), base);
+    for round in 1..=100 {
+        let (request, piece) = asked.pop_first().unwrap();
+        let stored = Input::PieceStored { blob: the_blob(), request, piece };
+        asked.extend(fetched(&mut node, stored, at(100 * round)));
+    }
+    assert_eq!(asked.len(), base + spare);
+    // One is refused: half of what was beyond the base is not asked for again.
+    while asked.len() > base + spare / 2 {
+        let (request, _) = asked.pop_first().unwrap();
+        let refused = Input::FetchFailed { request, failure: Failure::Refused(RefuseReason::Busy) };
+        let next = fetched(&mut node, refused, at(10_001));
+        assert!(next.is_empty(), "who is busy is left alone: {next:?}");
+    }
+    node.check();
 }
