@@ -114,9 +114,7 @@ impl Node {
         self.uploaded_at = self.now;
         smooth(&mut self.upload_pace, busy);
         self.spread_uploads(busy, bytes, alone);
-        // The fastest of late: it is forgotten slowly, so that a link that has become slower is believed in the end.
-        let (best, took) = (self.upload_best.as_nanos(), self.now.since(started).as_nanos());
-        self.upload_best = Span::from_nanos(if best == 0 { took } else { took.min(best + best / 512 + 1) });
+        note_least(&mut self.upload_best, self.now.since(started));
         let fit = self.config.upload_queue_ahead.as_nanos() / self.upload_pace.as_nanos().max(1);
         let (base, max) = (self.config.upload_queue_base as usize, self.config.upload_queue_max as usize);
         self.queue_limit = usize::try_from(fit).unwrap_or(max).clamp(base.min(max), max);
@@ -128,11 +126,9 @@ impl Node {
         let cost = u128::from(busy.as_nanos()) * (1 << 20) / u128::from(bytes);
         let cost = Span::from_nanos(u64::try_from(cost).unwrap_or(u64::MAX));
         smooth(&mut self.upload_cost, cost);
-        let usual = self.upload_cost.as_nanos();
-        let least = if alone { usual.min(cost.as_nanos()) } else { usual };
-        let best = self.upload_cost_best.as_nanos();
-        let best = if best == 0 { least } else { least.min(best + best / 512 + 1) };
-        self.upload_cost_best = Span::from_nanos(best);
+        let usual = self.upload_cost;
+        note_least(&mut self.upload_cost_best, if alone { usual.min(cost) } else { usual });
+        let (usual, best) = (usual.as_nanos(), self.upload_cost_best.as_nanos());
         let most = SPREAD * self.config.upload_spread_max;
         self.upload_spread = if usual > best + best / 8 {
             (self.upload_spread + 2).min(most)
@@ -215,4 +211,10 @@ impl Node {
         }
         taken < self.slots() || (taken < self.config.upload_slots_max && bytes < self.config.upload_bytes)
     }
+}
+
+/// Keeps the least of late: it is forgotten slowly, so that a link that has become slower is believed in the end.
+fn note_least(least: &mut Span, sample: Span) {
+    let (old, new) = (least.as_nanos(), sample.as_nanos());
+    *least = Span::from_nanos(if old == 0 { new } else { new.min(old + old / 512 + 1) });
 }
