@@ -1,8 +1,9 @@
 //! The registry under TLS: its files, their replacement, and clients that must show a certificate.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, io::Write as _, path::PathBuf, time::Duration};
 
 use http::{Method, StatusCode};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use shoal_http::tls::{Files, Tls, TlsError};
 use shoal_proto::Digest;
@@ -38,6 +39,24 @@ impl Pki {
     fn write(&self, identity: &Identity) {
         std::fs::write(self.path("cert.pem"), &identity.0).unwrap();
         std::fs::write(self.path("key.pem"), &identity.1).unwrap();
+    }
+
+    /// Puts a pipe in the certificate's place.
+    fn pipe(&self) {
+        let (pipe, mode) = (self.path("pipe"), Mode::RUSR | Mode::WUSR);
+        mknodat(CWD, &pipe, FileType::Fifo, mode, 0).unwrap();
+        std::fs::rename(pipe, self.path("cert.pem")).unwrap();
+    }
+
+    /// Waits until the pipe is being read; what is read so far is broken, and ends when the file is dropped.
+    async fn reader_of_pipe(&self) -> File {
+        let (path, (tell, opened)) = (self.path("cert.pem"), tokio::sync::oneshot::channel());
+        // A thread of its own: a task that waits for a reader could not be ended.
+        std::thread::spawn(move || tell.send(File::options().write(true).open(path)));
+        let opened = tokio::time::timeout(LONG, opened).await.expect("the files are looked at").unwrap();
+        let mut pipe = opened.unwrap();
+        pipe.write_all(b"-----BEGIN CERTIFICATE-----\nbroken\n").unwrap();
+        pipe
     }
 
     fn files(&self) -> Files {
@@ -128,9 +147,15 @@ async fn a_seeder_whose_files_go_bad_shows_the_certificate_that_it_had() {
     let pki = Pki::new();
     let seeder = pki.seeder(false).await;
     let had = pki.connect(&seeder, false).await.shown;
-    std::fs::write(pki.path("cert.pem"), "-----BEGIN CERTIFICATE-----\nbroken\n").unwrap();
-    // Longer than the files are left alone.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    // A pipe's writer learns when it is read. That the second one is means that what the first gave was refused.
+    pki.pipe();
+    let first = pki.reader_of_pipe().await;
+    pki.pipe();
+    drop(first);
+    let second = pki.reader_of_pipe().await;
+    std::fs::write(pki.path("broken"), "-----BEGIN CERTIFICATE-----\nbroken\n").unwrap();
+    std::fs::rename(pki.path("broken"), pki.path("cert.pem")).unwrap();
+    drop(second);
     let mut client = pki.connect(&seeder, true).await;
     assert_eq!(client.shown, had);
     assert_eq!(client.send(Method::GET, "/v2/", "").await.unwrap().status(), StatusCode::OK);

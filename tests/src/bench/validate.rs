@@ -7,7 +7,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -268,8 +268,7 @@ async fn swarm(shape: Shape, nodes: usize, content: &Content) -> Result<(Outcome
 }
 
 async fn timed(fleet: &Fleet, content: &Content) -> Result<Outcome> {
-    // Agents that have just started greet each other.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    fleet.settle().await?;
     let (origin, begun) = (fleet.origin_bytes().await?, Instant::now());
     let ends = try_join_all(fleet.agents.iter().map(|agent| reader::read(agent, content, ""))).await?;
     let mut each: Vec<f64> = ends.into_iter().map(|end| (end - begun).as_secs_f64()).collect();
